@@ -1,0 +1,36 @@
+# Every target makes .venv when it is missing. On a fresh machine: Python 3.11, make, and nothing else.
+PYTHON ?= python3.11
+PIP = .venv/bin/pip install --quiet --constraint constraints.txt
+
+.PHONY: quickstart test quality style benchmark
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch first and pinned: resolved together with the rest, pip may take a build with gigabytes of CUDA libraries
+.venv/installed: .venv/bin/python setup.cfg pyproject.toml constraints.txt
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) --editable ".[test,quality]"
+	touch $@
+
+## the main job on the corpus that the repository embeds: teacher, dynamic student, table, plot, transcriptions
+quickstart: .venv/installed
+	.venv/bin/python examples/run_dld_ctc.py examples/quickstart.yaml
+
+## all tests, in two processes
+test: .venv/installed-test
+	.venv/bin/python -m pytest -n 2 --dist loadfile --cov hf_dld --cov-report term:skip-covered
+
+## formatting and lint, checked
+quality: .venv/installed-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+## formatting and lint, mended
+style: .venv/installed-test
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .

@@ -1,0 +1,124 @@
+"""Configurations of the dynamic models: the stock configuration plus which layers run."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig, Wav2Vec2ConformerConfig, WavLMConfig
+
+from .depth import LAYER_SELECTIONS, check_active_layers, check_depth_schedule, check_num_active_layers, select_layers
+
+_DEPTH_FIELDS = ("num_active_layers", "active_layers", "layer_selection", "depth_schedule")
+
+
+class DynamicDepthConfigMixin:
+    """What the dynamic configurations share: the depth fields are checked wherever a configuration is made."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.check_depth()
+
+    def check_depth(self) -> None:
+        """Raise `ValueError` if the depth fields are impossible for `num_hidden_layers`."""
+        if self.layer_selection not in LAYER_SELECTIONS:
+            raise ValueError(f"layer_selection must be one of {LAYER_SELECTIONS}; got {self.layer_selection!r}.")
+        if self.depth_schedule is not None:
+            check_depth_schedule(self.depth_schedule, self.num_hidden_layers)
+        elif self.layer_selection == "schedule":
+            raise ValueError('layer_selection="schedule" needs a depth_schedule, and the config has none.')
+        if self.num_active_layers is not None:
+            check_num_active_layers(self.num_active_layers, self.num_hidden_layers)
+        if self.active_layers is not None:
+            check_active_layers(self.active_layers, self.num_hidden_layers)
+
+    def resolve_active_layers(
+        self, active_layers: Any | None = None, num_active_layers: int | None = None
+    ) -> tuple[int, ...]:
+        """The layers that run: `active_layers` wins over `num_active_layers`, which wins over this configuration.
+
+        Returns:
+            Ascending 0-based indices.
+
+        Raises:
+            ValueError: for an impossible count or index.
+        """
+        if active_layers is None and num_active_layers is None:
+            active_layers, num_active_layers = self.active_layers, self.num_active_layers
+        if active_layers is not None:
+            return check_active_layers(active_layers, self.num_hidden_layers)
+        if num_active_layers is not None:
+            return select_layers(num_active_layers, self.num_hidden_layers, self.layer_selection, self.depth_schedule)
+        return tuple(range(self.num_hidden_layers))
+
+    def to_static(self, num_hidden_layers: int) -> PreTrainedConfig:
+        """The stock configuration of a model of so many layers; what only the dynamic one knows is left out."""
+        fields = self.to_dict()
+        for name in (*_DEPTH_FIELDS, "model_type", "architectures", "auto_map"):
+            fields.pop(name, None)
+        return self.stock_config_class.from_dict({**fields, "num_hidden_layers": num_hidden_layers})
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        # a stock checkpoint is meant to load here, so the warning about its model_type would only scare
+        if config_dict.get("model_type") == cls.stock_config_class.model_type:
+            config_dict["model_type"] = cls.model_type
+        return config_dict, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # the depth given by the caller replaces the stored one before anything is checked, whole: a stored set of
+        # layers must not win over the count that the caller asks for
+        depth = {name: kwargs[name] for name in _DEPTH_FIELDS if name in kwargs}
+        if "num_active_layers" in depth:
+            depth.setdefault("active_layers", None)
+        return super().from_dict({**config_dict, **depth}, **kwargs)
+
+
+class DLDWavLMConfig(DynamicDepthConfigMixin, WavLMConfig):
+    """`WavLMConfig` of a model that runs with any number of its encoder layers.
+
+    Args:
+        num_active_layers (`int`, *optional*): how many encoder layers run, 1 to `num_hidden_layers`; `None`: all.
+        active_layers (`list[int]`, *optional*): which ones, ascending 0-based indices; wins over the count.
+        layer_selection (`str`, defaults to `"even"`): how a count becomes indices: `"even"`, `"first"` or
+            `"schedule"`.
+        depth_schedule (`list[list[int]]`, *optional*): `depth_schedule[k - 1]` are the layers for the count k.
+        mask_feature_min_masks (`int`, defaults to 0): minimum number of SpecAugment masks along the features; the
+            stock configuration lacks it, so that stock WavLM fails when `mask_feature_prob > 0`.
+        ctc_zero_infinity (`bool`, defaults to `True`): a transcript longer than its frames counts as loss 0.
+
+    The stock `layerdrop` is read but never applied: training draws its layers outside of the model.
+    """
+
+    model_type = "dld_wavlm"
+    stock_config_class = WavLMConfig
+
+    num_active_layers: int | None = None
+    active_layers: list[int] | tuple[int, ...] | None = None
+    layer_selection: str = "even"
+    depth_schedule: list[list[int]] | None = None
+    mask_feature_min_masks: int = 0
+    ctc_zero_infinity: bool = True
+
+
+class DLDWav2Vec2ConformerConfig(DynamicDepthConfigMixin, Wav2Vec2ConformerConfig):
+    """`Wav2Vec2ConformerConfig` of a model that runs with any number of its encoder layers.
+
+    Args:
+        num_active_layers (`int`, *optional*): how many encoder layers run, 1 to `num_hidden_layers`; `None`: all.
+        active_layers (`list[int]`, *optional*): which ones, ascending 0-based indices; wins over the count.
+        layer_selection (`str`, defaults to `"even"`): how a count becomes indices: `"even"`, `"first"` or
+            `"schedule"`.
+        depth_schedule (`list[list[int]]`, *optional*): `depth_schedule[k - 1]` are the layers for the count k.
+        ctc_zero_infinity (`bool`, defaults to `True`): a transcript longer than its frames counts as loss 0.
+
+    The stock `layerdrop` is read but never applied: training draws its layers outside of the model.
+    """
+
+    model_type = "dld_wav2vec2_conformer"
+    stock_config_class = Wav2Vec2ConformerConfig
+
+    num_active_layers: int | None = None
+    active_layers: list[int] | tuple[int, ...] | None = None
+    layer_selection: str = "even"
+    depth_schedule: list[list[int]] | None = None
+    ctc_zero_infinity: bool = True

@@ -1,0 +1,131 @@
+"""What the dynamic models share: the encoder loop that obeys a set of active layers, and the model's own setting."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class LayerOutput(nn.Module):
+    """Passes a layer's output on; skipped or not, every layer goes through here once.
+
+    Transformers records hidden states with hooks on module calls. A hook on the layers would miss those that are
+    skipped and shift the indices, so the hook sits on this module: `hidden_states[i]` always means layer i.
+    """
+
+    def forward(self, layer_input: torch.Tensor, layer_output: torch.Tensor) -> torch.Tensor:
+        return layer_output
+
+
+class DynamicDepthEncoderMixin:
+    """The loop of an encoder that runs some of its `layers`; a skipped layer passes its input on and costs nothing.
+
+    The gate of DLD (arXiv 2601.16117): y + g * f(y) with g in {0, 1}, decided before the loop.
+    """
+
+    def run_layers(
+        self, hidden_states: torch.Tensor, active_layers: tuple[int, ...], **layer_kwargs: Any
+    ) -> torch.Tensor:
+        """Run the active layers on `hidden_states` of shape (batch, frames, hidden)."""
+        for index, layer in enumerate(self.layers):
+            layer_input = hidden_states
+            if index in active_layers:
+                output = layer(hidden_states, **layer_kwargs)
+                hidden_states = output[0] if isinstance(output, tuple) else output
+            hidden_states = self.layer_output(layer_input, hidden_states)
+        return hidden_states
+
+
+class DynamicDepthModelMixin:
+    """Which layers a model runs when a call does not say: read and set on the model and any head on top of it."""
+
+    @property
+    def active_layers(self) -> tuple[int, ...]:
+        """Ascending 0-based indices of the encoder layers that run."""
+        return self.config.resolve_active_layers()
+
+    @property
+    def num_active_layers(self) -> int:
+        """How many encoder layers run."""
+        return len(self.active_layers)
+
+    def set_active_layers(self, active_layers: int | Sequence[int] | None) -> None:
+        """Set the layers that run from now on; saved with the model's configuration.
+
+        Args:
+            active_layers: how many (turned into indices by `config.layer_selection`), or the ascending 0-based
+                indices themselves, or `None` for all.
+
+        Raises:
+            ValueError: for an impossible count or index; the setting stays as it was.
+        """
+        if active_layers is None or isinstance(active_layers, int | str):
+            self.config.resolve_active_layers(num_active_layers=active_layers)
+            self.config.num_active_layers, self.config.active_layers = active_layers, None
+        else:
+            indices = self.config.resolve_active_layers(active_layers=active_layers)
+            self.config.num_active_layers, self.config.active_layers = len(indices), list(indices)
+
+    def to_static(self, active_layers: int | Sequence[int] | None = None) -> PreTrainedModel:
+        """A stock model made of just the active layers, with weights of its own; its outputs are equal.
+
+        Args:
+            active_layers: how many, or which ones, as in `set_active_layers`; `None` for those that run now.
+
+        Returns:
+            The stock class that belongs to this one (`DLDWavLMForCTC`: `WavLMForCTC`), in this model's mode and dtype.
+        """
+        if active_layers is None:
+            layers = self.active_layers
+        elif isinstance(active_layers, int | str):
+            layers = self.config.resolve_active_layers(num_active_layers=active_layers)
+        else:
+            layers = self.config.resolve_active_layers(active_layers=active_layers)
+        state_dict = renumber_layers(self.state_dict(), layers)
+        config = self.config.to_static(len(layers))
+        model, loading = self.stock_class.from_pretrained(
+            None, config=config, state_dict=state_dict, dtype=self.dtype, output_loading_info=True
+        )
+        wrong = {what: names for what, names in loading.items() if names}
+        if wrong:
+            raise RuntimeError(f"The static model's tensors do not match the stock class: {wrong}.")
+        return model.to(self.device).train(self.training)
+
+    def extra_repr(self) -> str:
+        layers = ", ".join(map(str, self.active_layers))
+        return f"active layers: {layers} ({self.num_active_layers} of {self.config.num_hidden_layers})"
+
+
+def zero_padding(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Set the frames of (batch, frames, hidden) that `attention_mask` (batch, frames) leaves out to 0."""
+    if attention_mask is None:
+        return hidden_states
+    return hidden_states.masked_fill(~attention_mask.unsqueeze(-1), 0.0)
+
+
+def renumber_layers(state_dict: dict[str, torch.Tensor], layers: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Copies of the tensors of a model made of `layers` only, numbered from 0.
+
+    WavLM's relative position embedding belongs to layer 0, whichever layer that was.
+    """
+    numbers = {old: new for new, old in enumerate(layers)}
+    renumbered = {}
+    for name, tensor in state_dict.items():
+        prefix, found, rest = name.partition("encoder.layers.")
+        if found:
+            index, _, rest = rest.partition(".")
+            new = 0 if rest.endswith("rel_attn_embed.weight") else numbers.get(int(index))
+            if new is None:
+                continue
+            name = f"{prefix}{found}{new}.{rest}"
+        renumbered[name] = tensor.detach().clone()
+    return renumbered
+
+
+def ctc_head(config: Any) -> nn.Linear:
+    """The linear layer from the last hidden states to the vocabulary, as the stock CTC models build it."""
+    if config.vocab_size is None:
+        raise ValueError("A CTC model needs config.vocab_size, the number of tokens with the blank; it is None.")
+    return nn.Linear(config.output_hidden_size if config.add_adapter else config.hidden_size, config.vocab_size)

@@ -1,0 +1,125 @@
+"""Wav2Vec2-Conformer with any number of its encoder layers; tensor names and full-depth outputs are the stock ones."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
+    Wav2Vec2ConformerEncoder,
+    Wav2Vec2ConformerPreTrainedModel,
+    Wav2Vec2ConformerSelfAttention,
+)
+from transformers.utils.output_capturing import OutputRecorder
+
+from .configuration_dld import DLDWav2Vec2ConformerConfig
+from .modeling_dld import DynamicDepthEncoderMixin, DynamicDepthModelMixin, LayerOutput, ctc_head, zero_padding
+
+
+class DLDWav2Vec2ConformerEncoder(DynamicDepthEncoderMixin, Wav2Vec2ConformerEncoder):
+    """The Conformer encoder: `hidden_states` (batch, frames, hidden) through the active layers."""
+
+    def __init__(self, config: DLDWav2Vec2ConformerConfig):
+        super().__init__(config)
+        self.layer_output = LayerOutput()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        active_layers: Any | None = None,
+        num_active_layers: int | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        active_layers = self.config.resolve_active_layers(active_layers, num_active_layers)
+        hidden_states = zero_padding(hidden_states, attention_mask)
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        hidden_states = self.dropout(hidden_states)
+        # the same embeddings serve whichever layers run
+        positions = self.embed_positions(hidden_states) if self.embed_positions is not None else None
+        hidden_states = self.run_layers(
+            hidden_states,
+            active_layers,
+            attention_mask=attention_mask,
+            relative_position_embeddings=positions,
+            **kwargs,
+        )
+        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+
+
+class DLDWav2Vec2ConformerPreTrainedModel(DynamicDepthModelMixin, Wav2Vec2ConformerPreTrainedModel):
+    config_class = DLDWav2Vec2ConformerConfig
+    config: DLDWav2Vec2ConformerConfig
+    _can_record_outputs = {
+        "hidden_states": LayerOutput,
+        "attentions": OutputRecorder(Wav2Vec2ConformerSelfAttention, index=1, layer_name="encoder"),
+    }
+
+
+class DLDWav2Vec2ConformerModel(DLDWav2Vec2ConformerPreTrainedModel, Wav2Vec2ConformerModel):
+    """`Wav2Vec2ConformerModel` that runs `active_layers` or `num_active_layers` of its encoder layers.
+
+    Both may be given in the call, for that call only; else `set_active_layers` and the configuration decide.
+    `hidden_states[i + 1]` is the output of layer i, equal to its input where the layer was skipped; `attentions` has
+    an entry for each layer that ran (eager attention only).
+    """
+
+    stock_class = Wav2Vec2ConformerModel
+
+    def __init__(self, config: DLDWav2Vec2ConformerConfig):
+        super().__init__(config)
+        self.encoder = DLDWav2Vec2ConformerEncoder(config)
+        if self.adapter is not None:
+            self.adapter.layerdrop = 0.0  # skipping an adapter layer would change the number of frames
+        self.batch_norm_frozen = False
+        self.post_init()
+
+    def freeze_batch_norm(self) -> None:
+        """Normalise by the running statistics in training too, and leave them as they are.
+
+        The statistics of one layer depend on which layers ran before it, so that statistics gathered in training mix
+        all depths (docs/method.md has the figures).
+        """
+        self.batch_norm_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "DLDWav2Vec2ConformerModel":
+        super().train(mode)
+        if self.batch_norm_frozen:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
+        return self
+
+
+class DLDWav2Vec2ConformerForCTC(DLDWav2Vec2ConformerPreTrainedModel, Wav2Vec2ConformerForCTC):
+    """`Wav2Vec2ConformerForCTC` that runs any number of its encoder layers (see `DLDWav2Vec2ConformerModel`).
+
+    Loads any stock Wav2Vec2-Conformer checkpoint: same tensor names, same logits at full depth.
+
+    Example::
+
+        model = DLDWav2Vec2ConformerForCTC.from_pretrained(checkpoint, num_active_layers=6)
+        model.set_active_layers(4)
+        model(input_values, active_layers=[0, 3, 7])  # this call only
+    """
+
+    stock_class = Wav2Vec2ConformerForCTC
+
+    def __init__(self, config: DLDWav2Vec2ConformerConfig, target_lang: str | None = None):
+        # not the stock constructor: it would build a stock encoder first, only to throw it away
+        PreTrainedModel.__init__(self, config)
+        self.wav2vec2_conformer = DLDWav2Vec2ConformerModel(config)
+        self.dropout = nn.Dropout(config.final_dropout)
+        self.target_lang = target_lang
+        self.lm_head = ctc_head(config)
+        self.post_init()
+
+    def freeze_batch_norm(self) -> None:
+        """See `DLDWav2Vec2ConformerModel.freeze_batch_norm`."""
+        self.wav2vec2_conformer.freeze_batch_norm()

@@ -1,0 +1,214 @@
+"""WavLM with any number of its encoder layers. Tensor names and outputs at full depth are those of stock WavLM."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import WavLMForCTC, WavLMModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.wavlm.modeling_wavlm import (
+    WavLMAttention,
+    WavLMEncoder,
+    WavLMEncoderStableLayerNorm,
+    WavLMPreTrainedModel,
+)
+from transformers.utils.output_capturing import OutputRecorder
+
+from .configuration_dld import DLDWavLMConfig
+from .modeling_dld import DynamicDepthEncoderMixin, DynamicDepthModelMixin, LayerOutput, ctc_head, zero_padding
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that keeps its weights, for `output_attentions`: (batch, heads, frames, frames)."""
+    weights = query @ key.transpose(-1, -2) * scaling + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class DLDWavLMAttention(WavLMAttention):
+    """WavLM's attention through its projection modules and `scaled_dot_product_attention`.
+
+    Stock WavLM hands the raw weights to `F.multi_head_attention_forward`, so that adapters and quantized projections
+    are bypassed, and it always computes the attention weights. Same parameters, same result.
+    """
+
+    def __init__(self, config: DLDWavLMConfig, has_relative_position_bias: bool):
+        super().__init__(
+            embed_dim=config.hidden_size,
+            num_heads=config.num_attention_heads,
+            dropout=config.attention_dropout,
+            num_buckets=config.num_buckets,
+            max_distance=config.max_bucket_distance,
+            has_relative_position_bias=has_relative_position_bias,
+        )
+        self.config = config
+        self.is_causal = False
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        index: int = 0,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """
+        Args:
+            hidden_states: (batch, frames, hidden).
+            attention_mask: (batch, 1, 1, frames), added to the scores: 0, or the lowest number where there is padding.
+            position_bias: (1, heads, frames, frames), the same for all layers; gated here by the hidden states.
+            index: unused, part of the stock signature.
+
+        Returns:
+            The output (batch, frames, hidden), the weights (batch, heads, frames, frames) with eager attention, else
+            `None`, and `position_bias` as it came.
+        """
+        head_shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
+        query = self.q_proj(hidden_states).view(head_shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+
+        gate = self.compute_gate(hidden_states.view(head_shape)).to(query.dtype)
+        bias = position_bias.to(query.dtype)
+        # one pass over (batch, heads, frames, frames): the gated bias and the padding mask become one attention mask
+        bias = gate * bias if attention_mask is None else torch.addcmul(attention_mask.to(query.dtype), gate, bias)
+
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            bias,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.out_proj(output.reshape(hidden_states.shape)), weights, position_bias
+
+    def compute_gate(self, heads: torch.Tensor) -> torch.Tensor:
+        """The gate on the position bias, (batch, heads, frames, 1), from hidden states (batch, frames, heads, head).
+
+        WavLM (arXiv 2110.13900), equation 5.
+        """
+        projected = self.gru_rel_pos_linear(heads).unflatten(-1, (2, 4)).sum(-1).transpose(1, 2)
+        gate_a, gate_b = torch.sigmoid(projected).chunk(2, dim=-1)
+        return gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0
+
+
+class DynamicWavLMEncoderMixin(DynamicDepthEncoderMixin):
+    """What the two WavLM encoders share; they differ in whether the layer norm comes before or after the layers."""
+
+    def __init__(self, config: DLDWavLMConfig):
+        super().__init__(config)
+        for index, layer in enumerate(self.layers):
+            layer.attention = DLDWavLMAttention(config, has_relative_position_bias=index == 0)
+        self.layer_output = LayerOutput()
+
+    def run_wavlm_layers(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        active_layers: Any | None = None,
+        num_active_layers: int | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        active_layers = self.config.resolve_active_layers(active_layers, num_active_layers)
+        frames = hidden_states.shape[1]
+        # layer 0 owns the embedding; computed here, it serves whichever layers run
+        position_bias = self.layers[0].attention.compute_bias(frames, frames).unsqueeze(0)
+        if attention_mask is not None:
+            padding = ~attention_mask[:, None, None, :]
+            attention_mask = torch.zeros(padding.shape, dtype=position_bias.dtype, device=padding.device)
+            attention_mask = attention_mask.masked_fill(padding, torch.finfo(position_bias.dtype).min)
+        return self.run_layers(
+            hidden_states, active_layers, attention_mask=attention_mask, position_bias=position_bias, **kwargs
+        )
+
+
+class DLDWavLMEncoder(DynamicWavLMEncoderMixin, WavLMEncoder):
+    """The post-norm encoder (WavLM base): `hidden_states` (batch, frames, hidden) through the active layers."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        hidden_states = zero_padding(hidden_states, attention_mask)
+        hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
+        hidden_states = self.dropout(self.layer_norm(hidden_states))
+        return BaseModelOutput(last_hidden_state=self.run_wavlm_layers(hidden_states, attention_mask, **kwargs))
+
+
+class DLDWavLMEncoderStableLayerNorm(DynamicWavLMEncoderMixin, WavLMEncoderStableLayerNorm):
+    """The pre-norm encoder (WavLM large): `hidden_states` (batch, frames, hidden) through the active layers."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        hidden_states = zero_padding(hidden_states, attention_mask)
+        hidden_states = self.dropout(hidden_states + self.pos_conv_embed(hidden_states))
+        hidden_states = self.run_wavlm_layers(hidden_states, attention_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+
+
+class DLDWavLMPreTrainedModel(DynamicDepthModelMixin, WavLMPreTrainedModel):
+    config_class = DLDWavLMConfig
+    config: DLDWavLMConfig
+    _supports_sdpa = True
+    _can_record_outputs = {
+        "hidden_states": LayerOutput,
+        "attentions": OutputRecorder(DLDWavLMAttention, index=1, layer_name="encoder"),
+    }
+
+
+class DLDWavLMModel(DLDWavLMPreTrainedModel, WavLMModel):
+    """`WavLMModel` that runs `active_layers` or `num_active_layers` of its encoder layers.
+
+    Both may be given in the call, for that call only; else `set_active_layers` and the configuration decide.
+    `hidden_states[i + 1]` is the output of layer i, equal to its input where the layer was skipped; `attentions` has
+    an entry for each layer that ran (eager attention only).
+    """
+
+    stock_class = WavLMModel
+
+    def __init__(self, config: DLDWavLMConfig):
+        super().__init__(config)
+        encoder_class = DLDWavLMEncoderStableLayerNorm if config.do_stable_layer_norm else DLDWavLMEncoder
+        self.encoder = encoder_class(config)
+        if self.adapter is not None:
+            self.adapter.layerdrop = 0.0  # skipping an adapter layer would change the number of frames
+        self.post_init()
+
+
+class DLDWavLMForCTC(DLDWavLMPreTrainedModel, WavLMForCTC):
+    """`WavLMForCTC` that runs any number of its encoder layers (see `DLDWavLMModel`).
+
+    Loads any stock WavLM checkpoint: same tensor names, same logits at full depth.
+
+    Example::
+
+        model = DLDWavLMForCTC.from_pretrained("microsoft/wavlm-base-plus", num_active_layers=6)
+        model.set_active_layers(4)
+        model(input_values, active_layers=[0, 3, 7])  # this call only
+    """
+
+    stock_class = WavLMForCTC
+
+    def __init__(self, config: DLDWavLMConfig, target_lang: str | None = None):
+        # not the stock constructor: it would build a stock encoder first, only to throw it away
+        PreTrainedModel.__init__(self, config)
+        self.wavlm = DLDWavLMModel(config)
+        self.dropout = nn.Dropout(config.final_dropout)
+        self.target_lang = target_lang
+        self.lm_head = ctc_head(config)
+        self.post_init()

@@ -1,0 +1,94 @@
+"""Tiny random real models of every architecture variant, made here: no test needs the network, a GPU or a download."""
+
+import os
+from typing import Any
+
+# no test may reach a hub, and a mistyped name should fail at once instead of after retries
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from transformers import (
+    PreTrainedModel,
+    Wav2Vec2ConformerConfig,
+    Wav2Vec2ConformerForCTC,
+    WavLMConfig,
+    WavLMForCTC,
+)
+
+from hf_dld.models import DLDWav2Vec2ConformerForCTC, DLDWavLMForCTC
+
+torch.set_num_threads(1)
+
+NUM_LAYERS = 4
+VOCAB_SIZE = 12
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (8, 8, 8),
+    "conv_kernel": (10, 8, 4),
+    "conv_stride": (5, 8, 4),
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "vocab_size": VOCAB_SIZE,
+    "num_buckets": 32,
+    "max_bucket_distance": 64,
+    "output_hidden_size": 16,
+    "pad_token_id": 0,
+}
+WAVLM = (WavLMForCTC, WavLMConfig, DLDWavLMForCTC)
+CONFORMER = (Wav2Vec2ConformerForCTC, Wav2Vec2ConformerConfig, DLDWav2Vec2ConformerForCTC)
+VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "wavlm": (WAVLM, {}),
+    "wavlm-stable": (WAVLM, {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
+    "conformer-relative": (CONFORMER, {"position_embeddings_type": "relative", "feat_extract_norm": "layer"}),
+    "conformer-rotary": (CONFORMER, {"position_embeddings_type": "rotary"}),
+    "conformer-no-position": (CONFORMER, {"position_embeddings_type": None}),
+}
+
+
+def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Fill every parameter and running statistic with noise, so that no path is hidden by a zero or a one."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and name.rsplit(".", 1)[-1] not in ("pe", "inv_freq"):
+            noise = torch.rand(tensor.shape, generator=generator) if "running_var" in name else None
+            noise = torch.randn(tensor.shape, generator=generator) * 0.1 if noise is None else noise + 0.5
+            tensor.data = tensor.data + noise if "running_var" not in name else noise
+    return model
+
+
+def make_stock(variant: str, **config: Any) -> PreTrainedModel:
+    """A tiny stock CTC model of the variant, in eval mode."""
+    (stock_class, config_class, _), options = VARIANTS[variant]
+    torch.manual_seed(0)
+    return randomize(stock_class(config_class(**{**TINY, **options, **config}))).eval()
+
+
+def make_dynamic(variant: str, **config: Any) -> PreTrainedModel:
+    """The dynamic model with the weights of `make_stock`, in eval mode."""
+    (_, _, dynamic_class), options = VARIANTS[variant]
+    torch.manual_seed(0)
+    model = dynamic_class(dynamic_class.config_class(**{**TINY, **options, **config})).eval()
+    stock = make_stock(variant, **{name: value for name, value in config.items() if "active" not in name})
+    model.load_state_dict(stock.state_dict())
+    return model
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Two utterances, the second one padded: input_values (2, 8000) and attention_mask."""
+    generator = torch.Generator().manual_seed(1)
+    input_values = torch.randn(2, 8000, generator=generator)
+    attention_mask = torch.ones(2, 8000, dtype=torch.long)
+    attention_mask[1, 5000:] = 0
+    input_values[1, 5000:] = 0.0
+    return {"input_values": input_values, "attention_mask": attention_mask}
