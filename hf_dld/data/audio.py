@@ -1,0 +1,120 @@
+"""Audio in, float32 mono samples out: soundfile decodes, soxr resamples (DESIGN decision 10)."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+_IN_MEMORY = "audio in memory"
+
+
+class AudioError(ValueError):
+    """Something cannot be used as audio. The message names it; `reason` is the same for all files with that problem."""
+
+    def __init__(self, message: str, reason: str = "unusable audio"):
+        super().__init__(message)
+        self.reason = reason
+
+
+def decode_audio(audio: Any, sampling_rate_hz: int) -> np.ndarray:
+    """Decode, mix down to mono (the mean over channels) and resample.
+
+    Args:
+        audio: what `datasets.Audio(decode=False)` gives (`{"path", "bytes"}`, bytes win), a path, the bytes of an audio
+            file, `{"array" or "raw", "sampling_rate"}`, or bare samples, which are taken to be at `sampling_rate_hz`.
+            Samples have shape `(samples,)`, `(samples, channels)` or `(channels, samples)`; the shorter axis is the
+            channels. Integer samples are scaled to [-1, 1).
+        sampling_rate_hz: the wanted rate.
+
+    Returns:
+        float32 samples of shape `(samples,)`, never empty and all finite.
+
+    Raises:
+        AudioError: not audio, an empty or missing file, no samples, or samples that are not finite.
+    """
+    if isinstance(sampling_rate_hz, bool) or not isinstance(sampling_rate_hz, int) or sampling_rate_hz < 1:
+        raise ValueError(f"sampling_rate_hz={sampling_rate_hz!r} must be an integer of at least 1 (samples per second)")
+    name = audio_name(audio)
+    samples, rate_hz = _read(audio, name, sampling_rate_hz)
+    samples = _mix_down(samples, name)
+    if samples.size and not np.isfinite(samples).all():
+        raise _error(name, "samples that are not finite numbers")
+    if rate_hz != sampling_rate_hz and samples.size:
+        samples = soxr.resample(samples, rate_hz, sampling_rate_hz)
+    if not samples.size:
+        raise _error(name, "no samples")
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def audio_name(audio: Any) -> str:
+    """What messages call this audio: its path where it has one."""
+    path = audio.get("path") if isinstance(audio, Mapping) else audio
+    return str(path) if isinstance(path, str | Path) and str(path) else _IN_MEMORY
+
+
+def _error(name: str, reason: str, detail: str = "") -> AudioError:
+    return AudioError(f"{name}: {reason}" + (f" ({detail})" if detail else ""), reason)
+
+
+def _read(audio: Any, name: str, default_rate_hz: int) -> tuple[np.ndarray, int]:
+    if isinstance(audio, Mapping):
+        array = audio.get("array") if audio.get("array") is not None else audio.get("raw")
+        if audio.get("bytes") is not None:
+            return _decode(audio["bytes"], name)
+        if array is not None:
+            return np.asarray(array), _rate_of(audio, name)
+        if audio.get("path") is not None:
+            return _decode(_file_bytes(audio["path"], name), name)
+        raise _error(name, "no audio in it", f"needs 'bytes', 'path', 'array' or 'raw', has {sorted(audio)}")
+    if isinstance(audio, str | Path):
+        return _decode(_file_bytes(audio, name), name)
+    if isinstance(audio, bytes | bytearray):
+        return _decode(audio, name)
+    if hasattr(audio, "__array__"):
+        return np.asarray(audio), default_rate_hz
+    raise _error(name, "not an audio object", f"a {type(audio).__name__}; load the dataset with Audio(decode=False)")
+
+
+def _rate_of(audio: Mapping, name: str) -> int:
+    rate_hz = audio.get("sampling_rate")
+    if rate_hz is None or int(rate_hz) < 1:
+        raise _error(name, "samples without a usable 'sampling_rate'", f"it is {rate_hz!r}")
+    return int(rate_hz)
+
+
+def _file_bytes(path: str | Path, name: str) -> bytes:
+    # Opened here rather than by libsndfile: its message for a missing file is "System error", and a name that ends in
+    # .raw makes soundfile ask for a sampling rate instead of looking at the content.
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise _error(name, "no such file") from None
+    except (OSError, ValueError) as error:
+        raise _error(name, "cannot be opened", getattr(error, "strerror", None) or str(error)) from None
+
+
+def _decode(content: bytes, name: str) -> tuple[np.ndarray, int]:
+    if not content:
+        raise _error(name, "empty file (0 bytes)")
+    try:
+        # The rate is the one that comes back, not the one the file was made from: Opus decodes to 48 kHz or a divisor.
+        samples, rate_hz = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, MemoryError) as error:
+        detail = getattr(error, "error_string", None) or "a header that asks for more memory than there is"
+        raise _error(name, "not audio that libsndfile can decode", detail.rstrip(".")) from None
+    return samples.mean(axis=1), rate_hz  # (samples, channels) -> (samples,)
+
+
+def _mix_down(samples: np.ndarray, name: str) -> np.ndarray:
+    if samples.dtype.kind == "i":
+        samples = samples.astype(np.float32) / (np.iinfo(samples.dtype).max + 1.0)
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2):
+        raise _error(name, "not samples", f"an array of {samples.dtype} with shape {samples.shape}")
+    samples = samples.astype(np.float32, copy=False)
+    if samples.ndim == 2 and samples.size:
+        samples = samples.mean(axis=int(np.argmin(samples.shape)))
+    return samples.reshape(-1)

@@ -1,0 +1,162 @@
+"""Speech corpora as `datasets` objects with the columns `audio` (not decoded) and `text`."""
+
+from functools import partial
+from pathlib import Path
+
+import datasets
+from datasets import Audio, Features, Value
+
+from .manifests import MANIFEST_SUFFIXES, file_version, manifest_columns, manifest_rows
+
+AUDIO_COLUMNS = ("audio", "file_name", "path", "audio_filepath")
+TEXT_COLUMNS = ("text", "transcription", "sentence", "transcript", "normalized_text")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+
+# The storage of Audio(decode=False), under a type that `datasets` can write and stream without torchcodec.
+_STORED_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
+
+
+def load_speech_dataset(
+    path: str | Path,
+    name: str | None = None,
+    split: str = "train",
+    *,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    transcribed: bool = True,
+    streaming: bool = False,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load one split of a speech corpus. Nothing is decoded, so a missing or broken file is not an error here.
+
+    Args:
+        path: a Hub dataset id; a folder whose split subfolders, or which itself, hold a metadata.csv or metadata.jsonl
+            (the layout that `datasets` calls audiofolder), or any other folder that `datasets` loads, such as one of
+            parquet files; or a .csv, .tsv, .json or .jsonl manifest. Audio paths are relative to the file that lists
+            them and may not leave its folder.
+        name: the configuration of a Hub dataset.
+        split: which split. A manifest, or a folder with one metadata file at its root, is one split named "train".
+        audio_column, text_column: found among `AUDIO_COLUMNS` and `TEXT_COLUMNS` when None.
+        transcribed: False for speech without transcripts; there is then no `text` column.
+        streaming: return an `IterableDataset` that reads as it goes.
+        revision: the Git revision of a Hub dataset.
+        cache_dir: where `datasets` keeps what it has read; its own default when None.
+
+    Returns:
+        A dataset with `audio`, dicts of `path` and `bytes` for `decode_audio`, and `text`, None or "" where an
+        utterance has no transcript. All other columns are left out.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: no such split or column, columns that could be meant in two ways, or a manifest that cannot be used.
+    """
+    columns = partial(_pick_columns, audio_column=audio_column, text_column=text_column, transcribed=transcribed)
+    source = Path(path).expanduser()
+    manifest = _find_manifest(source, split)
+    if manifest is not None:
+        if name is not None:
+            raise ValueError(f"name={name!r} chooses a configuration of a Hub dataset, but {source} is a local corpus")
+        return _load_manifest(manifest, split, columns, streaming, cache_dir)
+    if not source.is_dir() and _looks_local(path):
+        raise FileNotFoundError(f"no file or folder {source}")
+    dataset = _load_with_datasets(str(path), name, split, streaming, revision, cache_dir)
+    features = dataset.features or dict.fromkeys(next(iter(dataset)))
+    audio, text = columns(features, where=f"dataset {path}")
+    chosen = {audio: "audio"} if text is None else {audio: "audio", text: "text"}
+    if text is not None and getattr(features[text], "dtype", "string") not in ("string", "large_string"):
+        raise ValueError(f"dataset {path}: column {text!r} holds {features[text]}, not text")
+    dataset = dataset.select_columns(list(chosen)).cast_column(
+        audio, _STORED_AUDIO if streaming else Audio(decode=False)
+    )
+    return dataset.rename_columns({old: new for old, new in chosen.items() if old != new})
+
+
+def _find_manifest(source: Path, split: str) -> Path | None:
+    """The file that lists the split's utterances, or None where `datasets` must find them itself."""
+    if source.is_file():
+        if source.suffix.lower() not in MANIFEST_SUFFIXES:
+            raise ValueError(f"{source} is not a manifest: its name must end in one of {', '.join(MANIFEST_SUFFIXES)}")
+        splits = {"train": source}
+    elif source.is_dir():
+        splits = {folder.name: found for folder in sorted(source.iterdir()) if (found := _metadata_in(folder))}
+        splits = splits or _whole_folder(source)
+    else:
+        splits = {}
+    if splits and split not in splits:
+        raise ValueError(f"{source} has no split {split!r}; its splits are: {', '.join(splits)}")
+    return splits.get(split)
+
+
+def _whole_folder(source: Path) -> dict[str, Path]:
+    metadata = _metadata_in(source)
+    subfolders = [split for split in ("train", "validation", "test") if (source / split).is_dir()]
+    if metadata is not None and subfolders:  # all rows as "train" would train on the test set
+        raise ValueError(f"{metadata} is one file for the split folders {', '.join(subfolders)}: put one into each")
+    return {} if metadata is None else {"train": metadata}
+
+
+def _metadata_in(folder: Path) -> Path | None:
+    return next((folder / file for file in METADATA_FILES if (folder / file).is_file()), None)
+
+
+def _looks_local(path: str | Path) -> bool:
+    if isinstance(path, Path) or path.count("/") > 1:  # a Hub id is "name" or "owner/name"
+        return True
+    return path.startswith((".", "/", "~")) or path.endswith(MANIFEST_SUFFIXES)
+
+
+def _load_manifest(manifest: Path, split: str, columns, streaming: bool, cache_dir: str | None):
+    audio, text = columns(dict.fromkeys(manifest_columns(manifest)), where=str(manifest))
+    features = Features({"audio": _STORED_AUDIO} | ({"text": Value("string")} if text is not None else {}))
+    arguments = {"manifest": manifest, "audio_column": audio, "text_column": text}
+    if streaming:
+        return datasets.IterableDataset.from_generator(
+            manifest_rows, features=features, gen_kwargs=arguments, split=datasets.NamedSplit(split)
+        )
+    arguments["version"] = file_version(manifest)
+    try:
+        dataset = datasets.Dataset.from_generator(
+            manifest_rows, features, cache_dir, gen_kwargs=arguments, split=datasets.NamedSplit(split)
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None  # the cause names file and line, the wrapper says nothing
+    return dataset.cast_column("audio", Audio(decode=False))
+
+
+def _load_with_datasets(path: str, name, split: str, streaming: bool, revision, cache_dir):
+    try:
+        return datasets.load_dataset(
+            path, name, split=split, streaming=streaming, revision=revision, cache_dir=cache_dir
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        if "torchcodec" not in str(error.__cause__):
+            raise
+        raise ValueError(
+            f"{path} holds loose audio files, which `datasets` only reads with torchcodec. List them in a metadata.csv "
+            "(columns file_name and transcription) in a local copy; on the Hub, try revision='refs/convert/parquet'"
+        ) from error
+
+
+def _pick_columns(
+    features: dict, *, where: str, audio_column: str | None, text_column: str | None, transcribed: bool
+) -> tuple[str, str | None]:
+    typed = [column for column, feature in features.items() if isinstance(feature, Audio)]
+    audio = _pick_column("audio", audio_column, typed or AUDIO_COLUMNS, features, where)
+    text = _pick_column("text", text_column, TEXT_COLUMNS, features, where) if transcribed else None
+    return audio, text
+
+
+def _pick_column(kind: str, wanted: str | None, usual: tuple | list, columns: dict, where: str) -> str:
+    if wanted is not None:
+        if wanted not in columns:
+            raise ValueError(f"{where} has no column {wanted!r}; its columns are: {', '.join(columns)}")
+        return wanted
+    found = [column for column in usual if column in columns]
+    if len(found) == 1:
+        return found[0]
+    problem = f"{' and '.join(found)} could all be it" if found else f"none is called {', '.join(usual)}"
+    hint = "" if kind == "audio" else ", or transcribed=False for speech without transcripts"
+    raise ValueError(
+        f"{where}: which column holds the {kind}? Of {', '.join(columns)}, {problem}. Name it with {kind}_column{hint}"
+    )

@@ -1,0 +1,229 @@
+"""Utterances that cannot be trained on are found before training: each is dropped, counted and reported."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Audio, Features, List, Value
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
+
+from .audio import AudioError, audio_name, decode_audio
+from .manifests import file_version
+from .vocabulary import encode_text, unknown_characters
+
+logger = logging.get_logger(__name__)
+
+EXAMPLES_PER_REASON = 3
+UNKNOWN_CHARACTERS = "characters outside the vocabulary"
+_AUDIO_FEATURES = Features({"duration_s": Value("float64"), "input_length": Value("int64"), "problem": Value("string")})
+_TEXT_FEATURES = Features({"labels": List(Value("int64")), "frames_needed": Value("int64"), "unknown": Value("string")})
+_SCRATCH = ["problem", "frames_needed", "unknown"]
+
+
+@dataclass
+class FilterReport:
+    """How many utterances were kept, and how many were dropped for each reason, with up to three examples."""
+
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return self.kept + sum(self.dropped.values())
+
+    def count(self, reason: str | None, example: Callable[[], str]) -> None:
+        """Count one utterance: kept when `reason` is None. `example` is only called where it is still wanted."""
+        if reason is None:
+            self.kept += 1
+            return
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        shown = self.examples.setdefault(reason, [])
+        if len(shown) < EXAMPLES_PER_REASON:
+            shown.append(example())
+
+    def __str__(self) -> str:
+        width = max(map(len, ["kept", *self.dropped]))
+        lines = [f"{'kept':{width}}  {self.kept:8,} of {self.total:,}"]
+        for reason, count in sorted(self.dropped.items(), key=lambda item: -item[1]):
+            more = ", ..." if count > len(self.examples[reason]) else ""
+            lines.append(f"{reason:{width}}  {count:8,}  {', '.join(self.examples[reason])}{more}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    frames_of: Callable[[int], int]
+    min_duration_s: float
+    max_duration_s: float
+    keep_untranscribed: bool
+
+    def reason_to_drop(self, row: dict[str, Any]) -> str | None:
+        if row["problem"]:
+            return row["problem"]
+        if row["duration_s"] < self.min_duration_s:
+            return f"shorter than {self.min_duration_s:g} s"
+        if row["duration_s"] > self.max_duration_s:
+            return f"longer than {self.max_duration_s:g} s"
+        if row["unknown"]:
+            return UNKNOWN_CHARACTERS
+        if not row["labels"] and not self.keep_untranscribed:
+            return "no transcript"
+        if int(self.frames_of(row["input_length"])) < max(1, row["frames_needed"]):
+            return "target longer than its frames"
+        return None
+
+
+def prepare_dataset(
+    dataset: datasets.Dataset | datasets.IterableDataset,
+    processor: ProcessorMixin,
+    frames_of: Callable[[int], int],
+    *,
+    min_duration_s: float = 0.25,
+    max_duration_s: float = 30.0,
+    keep_untranscribed: bool = False,
+    num_proc: int | None = None,
+) -> tuple[datasets.Dataset | datasets.IterableDataset, FilterReport]:
+    """Add `duration_s`, `input_length` (samples at the model's rate) and `labels`; drop what cannot be trained on.
+
+    Dropped: audio that cannot be decoded, is too short or too long, has no transcript, a transcript with characters
+    outside the vocabulary, or one that does not fit. CTC emits one token a frame and a blank between equal neighbours,
+    so a target fits when `frames >= tokens + equal neighbours`.
+
+    Every file is decoded once. `datasets` caches what was measured, not the verdicts, so a second run is instant with
+    the same or other limits; a file that changed on disk is measured again. No decoded audio is kept.
+
+    Args:
+        dataset: with `audio` and, unless nothing is transcribed, `text` (see `load_speech_dataset`).
+        processor: its feature extractor gives the sampling rate, its tokenizer the labels.
+        frames_of: from samples to the model's output frames, such as `model._get_feat_extract_output_lengths`.
+        min_duration_s, max_duration_s: both are still allowed.
+        keep_untranscribed: keep utterances without a transcript, with `labels == []`.
+        num_proc: processes that decode, 1 when None; not for an `IterableDataset`.
+
+    Returns:
+        The dataset and a report, logged as a warning if anything was dropped. With an `IterableDataset` both are lazy:
+        the report grows while the dataset is read, in each pass again, in the process that reads it; the first
+        utterance dropped for a reason is logged.
+
+    Raises:
+        ValueError: impossible limits, or nothing is left (not for an `IterableDataset`).
+    """
+    if not 0 <= min_duration_s <= max_duration_s:
+        raise ValueError(
+            f"min_duration_s={min_duration_s} and max_duration_s={max_duration_s}: need 0 <= minimum <= maximum"
+        )
+    limits = _Limits(frames_of, min_duration_s, max_duration_s, keep_untranscribed)
+    measure_audio = partial(_measure_audio, sampling_rate_hz=processor.feature_extractor.sampling_rate)
+    measure_text = partial(_measure_text, tokenizer=processor.tokenizer)
+    if isinstance(dataset, datasets.IterableDataset):
+        return _filter_lazily(dataset, measure_audio, measure_text, limits)
+    measured = _measure(dataset, measure_audio, measure_text, num_proc)
+    report = FilterReport()
+    keep = list(_indices_to_keep(measured, limits, report))
+    if not keep:
+        raise ValueError(f"no utterance is left to train or evaluate on:\n{report}")
+    if report.dropped:
+        logger.warning(f"some utterances are left out:\n{report}")
+        measured = measured.select(keep)
+    return measured.remove_columns(_SCRATCH), report
+
+
+def _measure_audio(audio: Any, sampling_rate_hz: int, version: str | None = None) -> dict[str, Any]:
+    """`version` is not used: it is part of the cache key, so that changed files are measured again."""
+    try:
+        samples, problem = len(decode_audio(audio, sampling_rate_hz)), None
+    except AudioError as error:
+        samples, problem = 0, error.reason
+    return {"duration_s": samples / sampling_rate_hz, "input_length": samples, "problem": problem}
+
+
+def _measure_text(text: str | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    labels = encode_text(tokenizer, text)
+    return {
+        "labels": labels,
+        "frames_needed": ctc_frames_needed(labels),
+        "unknown": "".join(unknown_characters(tokenizer, text)),
+    }
+
+
+def ctc_frames_needed(labels: list[int]) -> int:
+    """The fewest frames that CTC can emit these labels in: one each, and a blank between equal neighbours."""
+    return len(labels) + sum(left == right for left, right in zip(labels, labels[1:], strict=False))
+
+
+def _measure(dataset: datasets.Dataset, measure_audio, measure_text, num_proc: int | None) -> datasets.Dataset:
+    # Measured beside the dataset and joined to it: a map over the whole would copy audio that is stored as bytes.
+    added = [column for column in [*_AUDIO_FEATURES, *_TEXT_FEATURES] if column in dataset.column_names]
+    dataset = dataset.remove_columns(added).cast_column("audio", Audio(decode=False))
+    audio = dataset.select_columns("audio").map(
+        partial(measure_audio, version=_files_version(dataset)),
+        input_columns="audio",
+        remove_columns="audio",
+        features=_AUDIO_FEATURES,
+        num_proc=num_proc,
+        desc="Reading audio",
+    )
+    has_text = "text" in dataset.column_names
+    source = dataset.select_columns("text") if has_text else audio.select_columns("input_length")
+    texts = source.map(
+        measure_text if has_text else lambda _: measure_text(None),
+        input_columns=source.column_names,
+        remove_columns=source.column_names,
+        features=_TEXT_FEATURES,
+        desc="Encoding transcripts",
+    )
+    return datasets.concatenate_datasets([dataset, audio, texts], axis=1)
+
+
+def _files_version(dataset: datasets.Dataset) -> str:
+    """A hash of the size and the time of last change of the files that the dataset has the paths of, not the bytes."""
+    version = blake2b(digest_size=16)
+    for chunk in dataset.data.column("audio").chunks:
+        stored = chunk.field("bytes").is_valid().to_pylist()
+        for path, is_stored in zip(chunk.field("path").to_pylist(), stored, strict=True):
+            if not is_stored:
+                version.update(f"{path}{_size_and_time(path)}".encode())
+    return version.hexdigest()
+
+
+def _size_and_time(path: str | None) -> tuple[int, int] | None:
+    try:
+        return file_version(Path(path or ""))
+    except (OSError, ValueError):
+        return None
+
+
+def _indices_to_keep(measured: datasets.Dataset, limits: _Limits, report: FilterReport) -> Iterable[int]:
+    for index, row in enumerate(measured.select_columns(["duration_s", "input_length", "labels", *_SCRATCH])):
+        reason = limits.reason_to_drop(row)
+        report.count(reason, lambda i=index, row=row, reason=reason: _example(measured[i]["audio"], row, reason))
+        if reason is None:
+            yield index
+
+
+def _example(audio: Any, row: dict[str, Any], reason: str) -> str:
+    return f"{audio_name(audio)} ({row['unknown']})" if reason == UNKNOWN_CHARACTERS else audio_name(audio)
+
+
+def _filter_lazily(
+    dataset: datasets.IterableDataset, measure_audio, measure_text, limits: _Limits
+) -> tuple[datasets.IterableDataset, FilterReport]:
+    report = FilterReport()
+
+    def measure(example: dict[str, Any]) -> dict[str, Any]:
+        return {**measure_audio(example["audio"]), **measure_text(example.get("text"))}
+
+    def keep(example: dict[str, Any]) -> bool:
+        reason = limits.reason_to_drop(example)
+        report.count(reason, lambda: _example(example["audio"], example, reason))
+        if reason is not None and report.dropped[reason] == 1:
+            logger.warning(f"left out: {report.examples[reason][0]}: {reason}; more of these are only counted")
+        return reason is None
+
+    return dataset.map(measure).filter(keep).remove_columns(_SCRATCH), report

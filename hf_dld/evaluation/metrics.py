@@ -1,0 +1,90 @@
+"""Word and character error rates over jiwer, as `evaluate` metrics that need neither the Hub nor a writable home."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import datasets
+import evaluate
+import jiwer
+import numpy as np
+
+_DESCRIPTION = (
+    "Errors (substitutions, deletions and insertions) over all utterances, divided by the {unit}s of all references. "
+    "What is said where a reference is empty counts as insertions. White space at the ends is ignored, and any run of "
+    "it is one space."
+)
+_INPUTS = "predictions: list of transcripts; references: list of correct transcripts, as many."
+_CITATION = "https://github.com/jitsi/jiwer"
+
+
+def count_errors(
+    predictions: Sequence[str], references: Sequence[str], unit: Literal["word", "character"] = "word"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors and reference lengths of each utterance, two integer arrays of shape `(utterances,)`.
+
+    The rate of any set of utterances is `errors.sum() / lengths.sum()`, which is what bootstrap intervals resample.
+    An empty reference has length 0 and as many errors as its prediction has units.
+
+    Raises:
+        ValueError: an unknown unit, or not as many predictions as references.
+    """
+    if unit not in ("word", "character"):
+        raise ValueError(f"unit={unit!r} must be 'word' or 'character'")
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} references: there must be as many")
+    align = jiwer.process_words if unit == "word" else jiwer.process_characters
+    errors, lengths = [], []
+    for prediction, reference in zip(predictions, references, strict=True):
+        result = align(" ".join(reference.split()), " ".join(prediction.split()))
+        errors.append(result.substitutions + result.deletions + result.insertions)
+        lengths.append(result.hits + result.substitutions + result.deletions)
+    return np.array(errors, dtype=np.int64), np.array(lengths, dtype=np.int64)
+
+
+def _error_rate(predictions: Sequence[str], references: Sequence[str], unit: Literal["word", "character"]) -> float:
+    errors, lengths = count_errors(predictions, references, unit)
+    if not lengths.sum():
+        raise ValueError(f"no {unit} in any of the {len(lengths)} references: an error rate would divide by zero")
+    return float(errors.sum() / lengths.sum())
+
+
+class _ErrorRate(evaluate.Metric):
+    unit: Literal["word", "character"]
+
+    def __init__(self, config_name: str | None = None, keep_in_memory: bool = True, **kwargs):
+        super().__init__(config_name, keep_in_memory=keep_in_memory, **kwargs)
+
+    def _build_data_dir(self) -> str:
+        # The base class makes a folder in HF_HOME even when nothing will be written to it.
+        return "" if self.keep_in_memory else super()._build_data_dir()
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION.format(unit=self.unit),
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": text, "references": text}),
+        )
+
+
+class WordErrorRate(_ErrorRate):
+    """`WordErrorRate().compute(predictions=[...], references=[...])` gives `{"wer": float}`.
+
+    0.1 is 10 %; a rate may be above 1. Raises ValueError when the numbers of predictions and references differ, and
+    when no reference holds a word.
+    """
+
+    unit = "word"
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {"wer": _error_rate(predictions, references, self.unit)}
+
+
+class CharacterErrorRate(_ErrorRate):
+    """As `WordErrorRate`, over characters, the spaces between words among them; gives `{"cer": float}`."""
+
+    unit = "character"
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {"cer": _error_rate(predictions, references, self.unit)}
