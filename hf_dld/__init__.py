@@ -1,0 +1,54 @@
+"""Dynamic-depth speech recognition for Hugging Face Transformers: one CTC checkpoint, every depth.
+
+Importing the package registers the dynamic models with the Auto classes and the pipeline with its task, so that
+`AutoModelForCTC.from_pretrained` and `pipeline("automatic-speech-recognition", num_active_layers=6)` work.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCTC
+
+from .data import (
+    DataCollatorCTC,
+    build_character_processor,
+    build_subword_processor,
+    load_speech_dataset,
+    prepare_dataset,
+)
+from .deploy import DLDAutomaticSpeechRecognitionPipeline, register_pipeline
+from .distill import CTCTrainer, CTCTrainingArguments, DLDTrainer, DLDTrainingArguments
+from .models import (
+    DLDWav2Vec2ConformerConfig,
+    DLDWav2Vec2ConformerForCTC,
+    DLDWav2Vec2ConformerModel,
+    DLDWavLMConfig,
+    DLDWavLMForCTC,
+    DLDWavLMModel,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "CTCTrainer",
+    "CTCTrainingArguments",
+    "DLDAutomaticSpeechRecognitionPipeline",
+    "DLDTrainer",
+    "DLDTrainingArguments",
+    "DLDWav2Vec2ConformerConfig",
+    "DLDWav2Vec2ConformerForCTC",
+    "DLDWav2Vec2ConformerModel",
+    "DLDWavLMConfig",
+    "DLDWavLMForCTC",
+    "DLDWavLMModel",
+    "DataCollatorCTC",
+    "build_character_processor",
+    "build_subword_processor",
+    "load_speech_dataset",
+    "prepare_dataset",
+]
+
+for _config, _model, _ctc_model in (
+    (DLDWavLMConfig, DLDWavLMModel, DLDWavLMForCTC),
+    (DLDWav2Vec2ConformerConfig, DLDWav2Vec2ConformerModel, DLDWav2Vec2ConformerForCTC),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForCTC.register(_config, _ctc_model, exist_ok=True)
+register_pipeline()

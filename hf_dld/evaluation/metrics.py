@@ -1,12 +1,15 @@
 """Word and character error rates over jiwer, as `evaluate` metrics that need neither the Hub nor a writable home."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import datasets
 import evaluate
 import jiwer
 import numpy as np
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+from ..data.vocabulary import decode_labels
 
 _DESCRIPTION = (
     "Errors (substitutions, deletions and insertions) over all utterances, divided by the {unit}s of all references. "
@@ -66,6 +69,24 @@ class _ErrorRate(evaluate.Metric):
             inputs_description=_INPUTS,
             features=datasets.Features({"predictions": text, "references": text}),
         )
+
+
+def asr_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
+    """`compute_metrics` for the trainers of `hf_dld.distill`: `wer` and `cer` of greedy CTC decoding.
+
+    Takes predictions that are token ids, (utterances, frames), and labels, (utterances, tokens); -100 is padding.
+    """
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        tokens = np.where(prediction.predictions < 0, tokenizer.pad_token_id, prediction.predictions)
+        predictions = tokenizer.batch_decode(tokens)
+        references = [decode_labels(tokenizer, labels) for labels in prediction.label_ids]
+        return {
+            **WordErrorRate().compute(predictions=predictions, references=references),
+            **CharacterErrorRate().compute(predictions=predictions, references=references),
+        }
+
+    return compute
 
 
 class WordErrorRate(_ErrorRate):

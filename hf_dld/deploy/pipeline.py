@@ -1,0 +1,89 @@
+"""The speech recognition pipeline with a depth: Transformers' own, plus `num_active_layers` and `active_layers`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutomaticSpeechRecognitionPipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.automatic_speech_recognition import rescale_stride
+
+from ..data.audio import decode_audio
+
+TASK = "automatic-speech-recognition"
+
+
+class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
+    """`pipeline("automatic-speech-recognition")` for dynamic models; stock models behave as they always did.
+
+    `num_active_layers=` (a count) and `active_layers=` (ascending 0-based indices) work as keywords of `pipeline(...)`,
+    for all calls, and of a call, for that call only; they are an error for a stock model. Audio is decoded with
+    soundfile and resampled with soxr: paths, bytes, arrays and dicts at any sampling rate need neither ffmpeg nor
+    torchaudio.
+    """
+
+    @property
+    def is_dynamic(self) -> bool:
+        return hasattr(self.model.config, "resolve_active_layers")
+
+    def _sanitize_parameters(
+        self, num_active_layers: int | None = None, active_layers: Sequence[int] | None = None, **kwargs: Any
+    ) -> tuple[dict, dict, dict]:
+        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
+        depth = {"num_active_layers": num_active_layers, "active_layers": active_layers}
+        depth = {name: value for name, value in depth.items() if value is not None}
+        if depth:
+            if not self.is_dynamic:
+                raise ValueError(
+                    f"{' and '.join(depth)} needs a dynamic model, and {type(self.model).__name__} always runs all of "
+                    "its layers. Load the checkpoint with hf_dld.DLDWavLMForCTC or hf_dld.DLDWav2Vec2ConformerForCTC."
+                )
+            # one set of layers, so that a call's count is not overruled by layers given to the pipeline
+            forward_params["active_layers"] = self.model.config.resolve_active_layers(active_layers, num_active_layers)
+        return preprocess_params, forward_params, postprocess_params
+
+    def preprocess(self, inputs: Any, **kwargs: Any) -> Any:
+        if self.is_dynamic and not (isinstance(inputs, str) and inputs.startswith(("http://", "https://"))):
+            inputs = self.decode(inputs)
+        yield from super().preprocess(inputs, **kwargs)
+
+    def decode(self, inputs: Any) -> dict[str, Any]:
+        """Any audio as mono samples at the model's sampling rate, with a `stride` in samples scaled to that rate."""
+        rate_hz = self.feature_extractor.sampling_rate
+        if isinstance(inputs, torch.Tensor):
+            inputs = inputs.cpu().numpy()
+        decoded = {"raw": decode_audio(inputs, rate_hz), "sampling_rate": rate_hz}
+        if isinstance(inputs, dict):
+            audio_keys = ("raw", "array", "bytes", "path", "sampling_rate")
+            decoded = {**{name: value for name, value in inputs.items() if name not in audio_keys}, **decoded}
+            if "stride" in inputs:
+                ratio = rate_hz / inputs["sampling_rate"]
+                decoded["stride"] = tuple(round(samples * ratio) for samples in inputs["stride"])
+        return decoded
+
+    def _forward(
+        self, model_inputs: dict[str, Any], active_layers: tuple[int, ...] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        if active_layers is None:
+            return super()._forward(model_inputs, **kwargs)
+        # the stock CTC branch calls the model with its input and mask alone
+        stride, is_last = model_inputs.pop("stride", None), model_inputs.pop("is_last")
+        names = (self.model.main_input_name, "attention_mask")
+        tensors = {name: model_inputs.pop(name, None) for name in names}
+        outputs = {"tokens": self.model(**tensors, active_layers=active_layers).logits.argmax(dim=-1)}
+        if stride is not None:
+            strides = rescale_stride(stride if isinstance(stride, list) else [stride], 1 / self._align_to)
+            outputs["stride"] = strides if isinstance(stride, list) else strides[0]
+        return {"is_last": is_last, **outputs, **model_inputs}
+
+
+def register_pipeline() -> None:
+    """Make `pipeline("automatic-speech-recognition")` this one; what the task's defaults are stays."""
+    stock = PIPELINE_REGISTRY.supported_tasks.pop(TASK)
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK,
+        DLDAutomaticSpeechRecognitionPipeline,
+        pt_model=stock["pt"],
+        default=stock["default"],
+        type=stock["type"],
+    )

@@ -1,0 +1,161 @@
+"""DLD, distillation-based layer dropping (arXiv 2601.16117), as a Trainer."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
+
+from ..models.depth import check_num_active_layers, sample_layers
+from .ctc_trainer import CTCTrainer
+from .losses import ctc_loss, kl_loss
+from .teacher import check_teacher, freeze
+from .training_args import DLDTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+
+class DLDTrainer(CTCTrainer):
+    """Trains one model to work at every depth: layers are skipped at random, a frozen teacher and transcripts teach.
+
+    For an utterance with T valid frames, teacher posteriors p, student posteriors q(A) with active layers A::
+
+        L = ctc_weight * CTC(q(A), y) / |y|  +  kl_weight * tau^2 / T * sum_t sum_v p_tv (log p_tv - log q_tv(A))
+
+    meaned over the utterances of the global batch (arXiv 2601.16117; weights, temperature, direction and masking are
+    not published, see `DLDTrainingArguments`). Utterances without a transcript count for the second term alone.
+
+    The layers of a step are a function of (`args.seed`, optimizer step): every process and every accumulated
+    micro-batch of a step skip the same ones, and a resumed run draws what the straight run would have drawn.
+
+    Args:
+        model: the student, a dynamic model of `hf_dld.models`.
+        teacher: a CTC model with the same vocabulary and frame rate, which is frozen; or `"self"`: each step runs the
+            full depth and one drawn depth, and the full depth's posteriors, detached, teach the drawn one (the full
+            depth is then masked by SpecAugment like the rest of the step); or `None`: plain layer dropping.
+        args: `DLDTrainingArguments`.
+        kwargs: as in `transformers.Trainer`.
+
+    Raises:
+        ValueError: for a teacher with another vocabulary, blank or frame rate; a weight for a KL without a teacher;
+            an impossible depth in `eval_depths`.
+    """
+
+    args: DLDTrainingArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DLDTrainingArguments,
+        teacher: PreTrainedModel | str | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(teacher, str) and teacher != "self":
+            raise ValueError(f'teacher must be a model, "self" or None; got {teacher!r}.')
+        if teacher is None and args.kl_weight > 0:
+            raise ValueError(
+                f"kl_weight is {args.kl_weight}, but there is no teacher to compare with: pass teacher=, or "
+                "kl_weight=0 for plain layer dropping."
+            )
+        config = model.config
+        self.num_layers = config.num_hidden_layers
+        # checked before any weight is moved: a wrong depth should cost seconds
+        self.eval_depths = [check_num_active_layers(depth, self.num_layers) for depth in args.eval_depths or []]
+        self.eval_depths = self.eval_depths or sorted({-(-self.num_layers * i // 3) for i in (1, 2, 3)})
+        if isinstance(teacher, PreTrainedModel):
+            check_teacher(teacher, model)
+        if args.batch_norm == "frozen" and hasattr(model, "freeze_batch_norm"):
+            model.freeze_batch_norm()
+        super().__init__(model=model, args=args, **kwargs)
+        self.self_teaching = teacher == "self"
+        self.teacher = None
+        if isinstance(teacher, PreTrainedModel):
+            self.teacher = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
+        self.evaluated_depth: int | None = None
+
+    def draw_layers(self) -> list[tuple[int, ...]]:
+        """The sets of layers that the current optimizer step trains, the full depth last where it is among them."""
+        drawn = sample_layers(
+            self.num_layers,
+            self.args.depth_sampling,
+            seed=self.args.seed,
+            step=self.state.global_step,
+            layerdrop=self.args.layerdrop,
+            layer_selection=self.model_config.layer_selection,
+            depth_schedule=self.model_config.depth_schedule,
+        )
+        if self.self_teaching:
+            drawn.append(tuple(range(self.num_layers)))
+        # the full depth last: DDP looks for unused parameters in the graph of the last forward pass
+        return sorted(set(drawn), key=len)
+
+    @property
+    def model_config(self) -> Any:
+        return self.unwrapped_model.config
+
+    def current_kl_weight(self) -> float:
+        """`kl_weight`, or its linear fade to `kl_weight_end` at the present step."""
+        if self.args.kl_weight_end is None:
+            return self.args.kl_weight
+        progress = self.state.global_step / max(self.state.max_steps - 1, 1)
+        return self.args.kl_weight + progress * (self.args.kl_weight_end - self.args.kl_weight)
+
+    def compute_terms(
+        self, model: nn.Module, model_inputs: dict[str, Any], frame_lengths: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        if not model.training:
+            logits = model(**model_inputs, num_active_layers=self.evaluated_depth).logits
+            return {"loss": ctc_loss(logits, frame_lengths, labels, self.blank_id)}, logits
+
+        layer_sets = self.draw_layers()
+        kl_weight = self.current_kl_weight()
+        student_logits = [model(**model_inputs, active_layers=layers).logits for layers in layer_sets]
+        teacher_logits = None
+        if kl_weight > 0:
+            teacher_logits = student_logits[-1] if self.self_teaching else self.compute_teacher_logits(model_inputs)
+
+        ctc_terms, kl_terms = [], []
+        for logits in student_logits:
+            ctc_terms.append(ctc_loss(logits, frame_lengths, labels, self.blank_id))
+            if teacher_logits is not None and logits is not teacher_logits:
+                temperature, direction = self.args.kl_temperature, self.args.kl_direction
+                kl_terms.append(kl_loss(logits, teacher_logits, frame_lengths, temperature, direction))
+        # each set of layers weighs the same, so that two of them learn at the pace of one
+        ctc = torch.stack(ctc_terms).sum(0) / len(layer_sets)
+        kl = torch.stack(kl_terms).sum(0) / len(layer_sets) if kl_terms else torch.zeros_like(ctc)
+        num_active_layers = torch.full_like(ctc, sum(map(len, layer_sets)) / len(layer_sets))
+        loss = self.args.ctc_weight * ctc + kl_weight * kl
+        return {"loss": loss, "ctc_loss": ctc, "kl_loss": kl, "num_active_layers": num_active_layers}, logits
+
+    @torch.no_grad()
+    def compute_teacher_logits(self, model_inputs: dict[str, Any]) -> torch.Tensor:
+        """The teacher's logits, (batch, frames, vocab), without gradient."""
+        return self.teacher(**model_inputs).logits
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Evaluate `args.eval_depths`: `eval_wer_6` is the word error rate with 6 active layers, `eval_wer_mean` the
+        mean over these depths. `eval_loss` is that mean too, so that the best checkpoint can be chosen by it.
+
+        The predictions that come back are those of the last of the depths.
+        """
+        metrics: dict[str, float] = {}
+        for depth in self.eval_depths:
+            self.evaluated_depth = depth
+            try:
+                output = super().evaluation_loop(
+                    dataloader, f"{description} ({depth} layers)", *args, metric_key_prefix=metric_key_prefix, **kwargs
+                )
+            finally:
+                self.evaluated_depth = None
+            metrics |= {f"{name}_{depth}": value for name, value in output.metrics.items()}
+        for name in output.metrics:
+            values = [metrics[f"{name}_{depth}"] for depth in self.eval_depths]
+            metrics[f"{name}_mean"] = sum(values) / len(values)
+        if f"{metric_key_prefix}_loss_mean" in metrics:
+            metrics[f"{metric_key_prefix}_loss"] = metrics.pop(f"{metric_key_prefix}_loss_mean")
+        return output._replace(metrics=metrics)

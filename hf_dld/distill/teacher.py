@@ -1,0 +1,39 @@
+"""The frozen teacher: what makes a model fit to teach a student."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+
+def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Raise `ValueError` unless the posteriors of both models can be compared frame by frame.
+
+    Vocabulary size, CTC blank and number of frames have to agree.
+    """
+    for name, what in (("vocab_size", "vocabulary"), ("pad_token_id", "CTC blank")):
+        theirs, ours = getattr(teacher.config, name), getattr(student.config, name)
+        if theirs != ours:
+            raise ValueError(
+                f"Teacher and student must share the {what}, because their posteriors are compared token by token: "
+                f"{name} is {theirs} for the teacher and {ours} for the student."
+            )
+    samples = torch.arange(
+        8_000, 480_001, 7_919
+    )  # 0.5 s to 30 s at 16 kHz, in steps that share no factor with a stride
+    theirs, ours = (num_frames(model, samples) for model in (teacher, student))
+    if not torch.equal(theirs, ours):
+        raise ValueError(
+            "Teacher and student must have the same frame rate, because their posteriors are compared frame by frame: "
+            f"{samples[-1]} samples are {theirs[-1]} frames for the teacher and {ours[-1]} for the student."
+        )
+
+
+def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
+    """Put the teacher in eval mode (no dropout, no SpecAugment, fixed statistics) and stop its gradients."""
+    return teacher.eval().requires_grad_(False)
+
+
+def num_frames(model: PreTrainedModel, num_samples: Any) -> Any:
+    """Frames that the model makes of so many samples (an integer or a tensor of them)."""
+    return model._get_feat_extract_output_lengths(num_samples)

@@ -1,0 +1,385 @@
+"""DLDTrainer on tiny real models: what it draws, what it weighs, and that splitting or stopping changes nothing."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import NUM_LAYERS, VOCAB_SIZE, make_dynamic, make_stock
+from transformers import TrainerCallback
+
+from hf_dld import CTCTrainer, CTCTrainingArguments, DataCollatorCTC, DLDTrainer, DLDTrainingArguments
+from hf_dld.data import build_character_processor
+from hf_dld.distill.losses import ctc_loss, kl_loss
+from hf_dld.evaluation.metrics import asr_metrics
+from hf_dld.models.depth import sample_layers
+
+NO_DROPOUT = {
+    "hidden_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.0,
+    "conformer_conv_dropout": 0.0,
+    "mask_time_prob": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_character_processor(["abcdefghi"])  # 12 tokens with blank, unknown and word delimiter
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Twelve utterances of noise, 0.25 to 0.5 s, one of them without a transcript."""
+    generator = np.random.default_rng(0)
+    examples = []
+    for index in range(12):
+        samples = generator.standard_normal(4000 + 300 * index).astype(np.float32)
+        labels = [] if index == 5 else generator.integers(3, VOCAB_SIZE, 3).tolist()
+        examples.append({"audio": samples, "labels": labels, "input_length": len(samples)})
+    return examples
+
+
+def arguments(tmp_path, **kwargs):
+    defaults = {
+        "output_dir": str(tmp_path / "run"),
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 3,
+        "train_sampling_strategy": "random",
+        "use_cpu": True,
+    }
+    return DLDTrainingArguments(**{**defaults, **kwargs})
+
+
+def make_trainer(tmp_path, processor, dataset, variant="wavlm-stable", teacher="stock", model=None, **kwargs):
+    model = model or make_dynamic(variant, **NO_DROPOUT)
+    if teacher == "stock":
+        teacher = make_stock(variant, **NO_DROPOUT)
+        with torch.no_grad():
+            teacher.lm_head.weight.mul_(1.5)
+    return DLDTrainer(
+        model=model,
+        teacher=teacher,
+        args=arguments(tmp_path, **kwargs),
+        train_dataset=dataset,
+        eval_dataset=[example for example in dataset if example["labels"]],
+        data_collator=DataCollatorCTC(processor),
+        processing_class=processor,
+        compute_metrics=asr_metrics(processor.tokenizer),
+    )
+
+
+def weights(trainer):
+    return {name: tensor.detach().clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def assert_same(first, second, atol=0.0, rtol=0.0):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=atol, rtol=rtol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_one_step_is_the_published_loss(tmp_path, processor, dataset):
+    """L = ctc_weight CTC / |y| + kl_weight KL / T, meaned over utterances, on the drawn layers."""
+    trainer = make_trainer(tmp_path, processor, dataset, ctc_weight=0.7, kl_weight=2.5)
+    batch = DataCollatorCTC(processor)(dataset[3:7])
+    inputs = {name: batch[name] for name in ("input_values", "attention_mask")}
+    lengths = trainer.model._get_feat_extract_output_lengths(batch["input_lengths"])
+    trainer.model.train()
+    loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(4))
+    [layers] = sample_layers(NUM_LAYERS, "selection", seed=3, step=0)
+    student = trainer.model(**inputs, active_layers=layers).logits
+    teacher = trainer.teacher(**inputs).logits
+    ctc = ctc_loss(student, lengths, batch["labels"], 0)
+    assert (ctc == 0).tolist() == [False, False, True, False]
+    expected = (0.7 * ctc + 2.5 * kl_loss(student, teacher, lengths)).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("variant", ["wavlm-stable", "conformer-relative"])
+@pytest.mark.parametrize("sampling", ["selection", "sandwich"])
+def test_batch_1_with_4_steps_equals_batch_4(tmp_path, processor, dataset, variant, sampling):
+    results = []
+    for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
+        trainer = make_trainer(
+            tmp_path,
+            processor,
+            dataset,
+            variant,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            depth_sampling=sampling,
+            train_sampling_strategy="sequential",
+            optim="sgd",
+            learning_rate=0.01,
+        )
+        trainer.train()
+        results.append((weights(trainer), [log["loss"] for log in trainer.state.log_history if "loss" in log]))
+    for state, losses in results[1:]:
+        if variant == "wavlm-stable":  # the only one whose output does not depend on the padding, stock ones included
+            assert_same(results[0][0], state, atol=2e-5, rtol=1e-4)
+            assert losses == pytest.approx(results[0][1], rel=1e-4)
+        else:
+            assert losses == pytest.approx(results[0][1], rel=0.05)
+
+
+def test_conformer_accumulation_is_exact_without_padding(tmp_path, processor, dataset):
+    """Stock Conformers see padding through their convolutions; utterances of one length leave only the split."""
+    equal = [{**example, "audio": example["audio"][:4000], "input_length": 4000} for example in dataset]
+    states = []
+    for batch_size in (4, 1):
+        trainer = make_trainer(
+            tmp_path,
+            processor,
+            equal,
+            "conformer-relative",
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=4 // batch_size,
+            train_sampling_strategy="sequential",
+            optim="sgd",
+            learning_rate=0.01,
+        )
+        trainer.train()
+        states.append(weights(trainer))
+    assert_same(*states, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_run_ends_with_equal_weights(tmp_path, processor, dataset, stop):
+    """With dropout and SpecAugment on, in shuffled batches: five steps are nearly two epochs."""
+    noisy = {"hidden_dropout": 0.1, "mask_time_prob": 0.2, "mask_time_length": 2, "layerdrop": 0.0}
+
+    def run(folder, resume=None, stop_at=None, **kwargs):
+        class Stop(TrainerCallback):
+            def on_step_end(self, args, state, control, **_):
+                control.should_training_stop = state.global_step == stop_at
+
+        model = make_dynamic("wavlm-stable", **{**NO_DROPOUT, **noisy})
+        teacher = make_stock("wavlm-stable", **noisy)
+        trainer = make_trainer(
+            tmp_path / folder, processor, dataset, model=model, teacher=teacher, max_steps=5, save_steps=1, **kwargs
+        )
+        if stop_at:
+            trainer.add_callback(Stop())
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    straight = run("straight", save_strategy="steps")
+    run("stopped", stop_at=stop, save_strategy="steps")
+    resumed = run("stopped", resume=True, save_strategy="steps")
+    assert resumed.state.global_step == 5
+    assert_same(weights(straight), weights(resumed))
+    drawn = [log["num_active_layers"] for log in straight.state.log_history if "num_active_layers" in log]
+    assert drawn == [log["num_active_layers"] for log in resumed.state.log_history if "num_active_layers" in log]
+
+
+def test_the_draw_is_the_logged_one(tmp_path, processor, dataset):
+    trainer = make_trainer(tmp_path, processor, dataset, depth_sampling="uniform", max_steps=6)
+    trainer.train()
+    logged = [log["num_active_layers"] for log in trainer.state.log_history if "num_active_layers" in log]
+    drawn = [len(sample_layers(NUM_LAYERS, "uniform", seed=3, step=step)[0]) for step in range(6)]
+    assert logged == drawn
+    for log in trainer.state.log_history[:6]:
+        assert log["loss"] == pytest.approx(log["ctc_loss"] + log["kl_loss"], rel=1e-4)
+
+
+def test_plain_layer_dropping_needs_no_teacher(tmp_path, processor, dataset):
+    trainer = make_trainer(tmp_path, processor, dataset, teacher=None, kl_weight=0.0, depth_sampling="bernoulli")
+    trainer.train()
+    assert all(log["kl_loss"] == 0 for log in trainer.state.log_history if "kl_loss" in log)
+
+
+def test_self_teaching_runs_full_depth_and_one_drawn_depth(tmp_path, processor, dataset):
+    trainer = make_trainer(tmp_path, processor, dataset, teacher="self", ctc_weight=0.0)
+    assert trainer.draw_layers()[-1] == tuple(range(NUM_LAYERS))
+    batch = DataCollatorCTC(processor)(dataset[:4])
+    trainer.model.train()
+    trainer.state.global_step = next(step for step in range(99) if sampled_count(step) == 1)
+    trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(4)).backward()
+    # without CTC only the drawn layer, 0, learns: the full depth teaches and is detached
+    gradients = {name for name, parameter in trainer.model.named_parameters() if parameter.grad is not None}
+    for index in range(1, NUM_LAYERS):
+        moved = [n for n in gradients if f".layers.{index}." in n]
+        assert all(not dict(trainer.model.named_parameters())[n].grad.any() for n in moved)
+    assert any(".layers.0." in name for name in gradients)
+    trainer.train()
+    assert all(math.isfinite(log["kl_loss"]) for log in trainer.state.log_history if "kl_loss" in log)
+
+
+def sampled_count(step):
+    return len(sample_layers(NUM_LAYERS, "selection", seed=3, step=step)[0])
+
+
+def test_kl_weight_fades(tmp_path, processor, dataset):
+    trainer = make_trainer(tmp_path, processor, dataset, kl_weight=2.0, kl_weight_end=0.5, max_steps=4)
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            seen.append(trainer.current_kl_weight())
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert seen == pytest.approx([2.0, 1.5, 1.0, 0.5])
+
+
+def test_teacher_is_frozen_and_stays_outside(tmp_path, processor, dataset):
+    trainer = make_trainer(tmp_path, processor, dataset)
+    before = {name: tensor.clone() for name, tensor in trainer.teacher.state_dict().items()}
+    trainer.train()
+    assert not trainer.teacher.training
+    assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
+    assert_same(before, trainer.teacher.state_dict())
+    trainer.save_model(str(tmp_path / "saved"))
+    assert_same(trainer.model.state_dict(), type(trainer.model).from_pretrained(tmp_path / "saved").state_dict())
+    assert not any("teacher" in name for name in trainer.model.state_dict())
+
+
+def test_untranscribed_speech_alone_trains_by_kl(tmp_path, processor, dataset):
+    untranscribed = [{**example, "labels": []} for example in dataset]
+    trainer = make_trainer(tmp_path, processor, untranscribed)
+    before = weights(trainer)
+    trainer.train()
+    assert all(log["ctc_loss"] == 0 and log["kl_loss"] > 0 for log in trainer.state.log_history if "ctc_loss" in log)
+    assert not torch.equal(before["lm_head.weight"], trainer.model.lm_head.weight)
+
+
+@pytest.mark.parametrize("policy", ["frozen", "updated"])
+def test_batch_norm_policies(tmp_path, processor, dataset, policy):
+    trainer = make_trainer(tmp_path, processor, dataset, "conformer-relative", batch_norm=policy)
+    before = weights(trainer)
+    trainer.train()
+    moved = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])}
+    assert any(name.endswith("running_mean") for name in moved) == (policy == "updated")
+    assert any(name.endswith("batch_norm.weight") for name in moved)
+
+
+def test_activation_checkpointing_trains_the_same(tmp_path, processor, dataset):
+    states = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(tmp_path, processor, dataset, gradient_checkpointing=checkpointing)
+        trainer.train()
+        states.append(weights(trainer))
+    assert_same(*states, atol=1e-5, rtol=1e-4)
+
+
+def test_evaluation_at_a_list_of_depths(tmp_path, processor, dataset):
+    trainer = make_trainer(tmp_path, processor, dataset, eval_depths=[1, 4])
+    metrics = trainer.evaluate()
+    assert {"eval_wer_1", "eval_cer_4", "eval_wer_mean", "eval_loss_1", "eval_loss"} <= metrics.keys()
+    assert metrics["eval_wer_mean"] == pytest.approx((metrics["eval_wer_1"] + metrics["eval_wer_4"]) / 2)
+    assert metrics["eval_loss"] == pytest.approx((metrics["eval_loss_1"] + metrics["eval_loss_4"]) / 2)
+    alone = make_trainer(tmp_path, processor, dataset, eval_depths=[4]).evaluate()
+    assert alone["eval_wer_4"] == metrics["eval_wer_4"]
+    # what is kept of a batch are token ids, not logits
+    predictions = trainer.predict(trainer.eval_dataset)
+    assert predictions.predictions.ndim == 2 and predictions.predictions.dtype.kind == "i"
+    assert (predictions.predictions == -100).any(), "frames in padding predict nothing"
+    assert trainer.evaluated_depth is None
+
+
+def test_default_depths_are_thirds(tmp_path, processor, dataset):
+    assert make_trainer(tmp_path, processor, dataset).eval_depths == [2, 3, 4]
+
+
+def test_best_checkpoint_by_a_chosen_depth(tmp_path, processor, dataset):
+    trainer = make_trainer(
+        tmp_path,
+        processor,
+        dataset,
+        eval_depths=[2, 4],
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="best",
+        metric_for_best_model="loss_2",
+        greater_is_better=False,
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    evaluations = [log for log in trainer.state.log_history if "eval_loss_2" in log]
+    best = min(evaluations, key=lambda log: log["eval_loss_2"])
+    assert trainer.state.best_metric == best["eval_loss_2"]
+    assert trainer.evaluate()["eval_loss_2"] == pytest.approx(best["eval_loss_2"])
+
+
+def test_a_static_model_trains_by_ctc(tmp_path, processor, dataset):
+    args = CTCTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, max_steps=30, learning_rate=5e-3, disable_tqdm=True,
+        save_strategy="no", train_sampling_strategy="random", use_cpu=True, logging_steps=1,
+    )  # fmt: skip
+    transcribed = [example for example in dataset if example["labels"]]
+    trainer = CTCTrainer(
+        model=make_stock("wavlm-stable", **NO_DROPOUT),
+        args=args,
+        train_dataset=transcribed,
+        data_collator=DataCollatorCTC(processor),
+        compute_metrics=asr_metrics(processor.tokenizer),
+    )
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses[-1] < 0.7 * losses[0]
+    assert 0 <= trainer.evaluate(transcribed)["eval_cer"]
+
+
+def test_checkpoints_hold_the_processor(tmp_path, processor, dataset):
+    trainer = make_trainer(tmp_path, processor, dataset)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "vocab.json").exists()
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["model_type"] == "dld_wavlm"
+    shutil.rmtree(tmp_path / "saved")
+
+
+class TestBadInput:
+    def test_teacher_with_another_vocabulary(self, tmp_path, processor, dataset):
+        teacher = make_stock("wavlm-stable", vocab_size=40)
+        with pytest.raises(
+            ValueError, match="share the vocabulary.*vocab_size is 40 for the teacher and 12 for the stu"
+        ):
+            make_trainer(tmp_path, processor, dataset, teacher=teacher)
+
+    def test_teacher_with_another_blank(self, tmp_path, processor, dataset):
+        teacher = make_stock("wavlm-stable", pad_token_id=3)
+        with pytest.raises(ValueError, match="share the CTC blank.*pad_token_id is 3 for the teacher and 0"):
+            make_trainer(tmp_path, processor, dataset, teacher=teacher)
+
+    def test_teacher_with_another_frame_rate(self, tmp_path, processor, dataset):
+        teacher = make_stock("wavlm-stable", conv_stride=(5, 8, 2))
+        with pytest.raises(ValueError, match="same frame rate.* frames for the teacher and .* for the student"):
+            make_trainer(tmp_path, processor, dataset, teacher=teacher)
+
+    def test_no_teacher(self, tmp_path, processor, dataset):
+        with pytest.raises(ValueError, match="kl_weight is 1.0, but there is no teacher"):
+            make_trainer(tmp_path, processor, dataset, teacher=None)
+        with pytest.raises(ValueError, match="teacher must be a model, \"self\" or None; got 'you'"):
+            make_trainer(tmp_path, processor, dataset, teacher="you")
+
+    @pytest.mark.parametrize("depth", [0, -1, 13])
+    def test_impossible_depth(self, tmp_path, processor, dataset, depth):
+        with pytest.raises(ValueError, match=f"num_active_layers must be an integer from 1 to 4.*; got {depth}"):
+            make_trainer(tmp_path, processor, dataset, eval_depths=[2, depth])
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ({"depth_sampling": "all"}, "depth_sampling must be one of .*; got 'all'"),
+            ({"kl_direction": "up"}, "kl_direction must be one of .*; got 'up'"),
+            ({"batch_norm": "none"}, "batch_norm must be one of .*; got 'none'"),
+            ({"layerdrop": 1.0}, "layerdrop must be at least 0 and below 1.*; got 1.0"),
+            ({"kl_weight": -1.0}, "kl_weight must be at least 0.*; got -1.0"),
+            ({"kl_temperature": 0.0}, "kl_temperature must be above 0.*; got 0.0"),
+        ],
+    )
+    def test_impossible_options(self, tmp_path, option, message):
+        with pytest.raises(ValueError, match=message):
+            arguments(tmp_path, **option)
