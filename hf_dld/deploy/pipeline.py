@@ -64,13 +64,17 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     def _forward(
         self, model_inputs: dict[str, Any], active_layers: tuple[int, ...] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        if active_layers is None:
+        if not self.is_dynamic:
             return super()._forward(model_inputs, **kwargs)
-        # the stock CTC branch calls the model with its input and mask alone
+        # the stock CTC branch calls the model with its input and mask alone, and transcribes the padding of a batch
         stride, is_last = model_inputs.pop("stride", None), model_inputs.pop("is_last")
-        names = (self.model.main_input_name, "attention_mask")
-        tensors = {name: model_inputs.pop(name, None) for name in names}
-        outputs = {"tokens": self.model(**tensors, active_layers=active_layers).logits.argmax(dim=-1)}
+        mask = model_inputs.pop("attention_mask")
+        logits = self.model(
+            model_inputs.pop(self.model.main_input_name), attention_mask=mask, active_layers=active_layers
+        ).logits
+        frame_lengths = self.model._get_feat_extract_output_lengths(mask.sum(-1))
+        padding = torch.arange(logits.shape[1], device=logits.device) >= frame_lengths[:, None]
+        outputs = {"tokens": logits.argmax(-1).masked_fill(padding, self.model.config.pad_token_id)}
         if stride is not None:
             strides = rescale_stride(stride if isinstance(stride, list) else [stride], 1 / self._align_to)
             outputs["stride"] = strides if isinstance(stride, list) else strides[0]

@@ -343,9 +343,7 @@ def test_checkpoints_hold_the_processor(tmp_path, processor, dataset):
 class TestBadInput:
     def test_teacher_with_another_vocabulary(self, tmp_path, processor, dataset):
         teacher = make_stock("wavlm-stable", vocab_size=40)
-        with pytest.raises(
-            ValueError, match="share the vocabulary.*vocab_size is 40 for the teacher and 12 for the stu"
-        ):
+        with pytest.raises(ValueError, match="share the vocabulary.*vocab_size is 40 for the teacher and 12"):
             make_trainer(tmp_path, processor, dataset, teacher=teacher)
 
     def test_teacher_with_another_blank(self, tmp_path, processor, dataset):

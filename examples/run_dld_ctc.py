@@ -1,0 +1,294 @@
+"""Train a dynamic speech recogniser by distillation-based layer dropping (DLD), from a corpus to a checkpoint.
+
+    python examples/run_dld_ctc.py examples/quickstart.yaml
+    python examples/run_dld_ctc.py --dataset my_corpus --teacher my_finetuned_wavlm --output_dir outputs/mine
+
+Takes a teacher or trains one first (--train_teacher), makes the student, trains it with DLD, evaluates every depth and
+saves a directory that `pipeline("automatic-speech-recognition")` loads, with a table and a plot of WER against active
+layers. An interrupted run goes on where it was when the same command is repeated.
+"""
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from transformers import AutoConfig, AutoModelForCTC, AutoProcessor, HfArgumentParser, pipeline, set_seed
+
+import hf_dld
+from hf_dld.data import load_speech_dataset, prepare_dataset
+from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint, save_whole
+from hf_dld.evaluation import asr_metrics, compare_markdown, evaluate_depths, plot_depths
+from hf_dld.models import DYNAMIC_CLASSES
+from hf_dld.models.depth import check_num_active_layers
+
+logger = logging.getLogger("run_dld_ctc")
+
+
+@dataclass
+class ModelArguments:
+    teacher: str | None = field(default=None, metadata={"help": "CTC checkpoint that teaches, or 'self'."})
+    train_teacher: bool = field(default=False, metadata={"help": "Train a teacher first, from model_config."})
+    teacher_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
+    teacher_epochs: float | None = field(default=None, metadata={"help": "Default: num_train_epochs."})
+    student: str | None = field(
+        default=None, metadata={"help": "Checkpoint that the student starts from, or 'config'. Default: the teacher."}
+    )
+    model_config: dict | str | None = field(
+        default=None, metadata={"help": "What is trained from scratch: a JSON object with model_type, or a JSON file."}
+    )
+    freeze_feature_encoder: bool = field(default=False, metadata={"help": "Keep the student's feature encoder as is."})
+
+    def __post_init__(self) -> None:
+        if self.train_teacher == (self.teacher is not None):
+            raise ValueError(
+                "Give either teacher (a CTC checkpoint, or 'self') or train_teacher; "
+                f"got teacher={self.teacher!r} and train_teacher={self.train_teacher}."
+            )
+        if isinstance(self.model_config, str):
+            text = self.model_config
+            self.model_config = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+        if (self.train_teacher or self.student == "config") and not (self.model_config or {}).get("model_type"):
+            raise ValueError(
+                "Training from scratch needs model_config with a model_type, one of "
+                f"{sorted(DYNAMIC_CLASSES)}; got {self.model_config!r}."
+            )
+        if self.teacher == "self" and self.student is None:
+            raise ValueError("With teacher 'self' there is no other model to start from: give student.")
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(metadata={"help": "Hub id, folder with metadata.csv files, or CSV/JSON manifest."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="validation", metadata={"help": "Split that is evaluated while training."})
+    test_split: str = field(default="test", metadata={"help": "Split of the final table."})
+    text_column: str | None = field(default=None, metadata={"help": "Default: found among the usual names."})
+    audio_column: str | None = field(default=None, metadata={"help": "Default: found among the usual names."})
+    min_duration_s: float = field(default=0.25, metadata={"help": "Shorter utterances are left out."})
+    max_duration_s: float = field(default=30.0, metadata={"help": "Longer utterances are left out."})
+    keep_untranscribed: bool = field(default=False, metadata={"help": "Train by KL on speech without transcripts."})
+    vocabulary: str = field(default="characters", metadata={"help": "Without a teacher: characters, bpe or unigram."})
+    vocab_size: int = field(default=256, metadata={"help": "For bpe and unigram."})
+    sampling_rate_hz: int = field(default=16_000, metadata={"help": "Without a teacher: the rate the model hears."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that decode the corpus."})
+
+    def __post_init__(self) -> None:
+        if self.vocabulary not in ("characters", "bpe", "unigram"):
+            raise ValueError(f"vocabulary must be 'characters', 'bpe' or 'unigram'; got {self.vocabulary!r}.")
+
+
+def parse_arguments() -> tuple[ModelArguments, DataArguments, hf_dld.DLDTrainingArguments]:
+    parser = HfArgumentParser((ModelArguments, DataArguments, hf_dld.DLDTrainingArguments))
+    if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
+        return parser.parse_yaml_file(sys.argv[1])
+    if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
+        return parser.parse_json_file(sys.argv[1])
+    return parser.parse_args_into_dataclasses()
+
+
+def check_depths(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) -> None:
+    """Fail before any audio is read if a depth to evaluate is impossible."""
+    source = model_args.student or model_args.teacher
+    if model_args.train_teacher or source == "config":
+        num_layers = model_args.model_config.get("num_hidden_layers", 12)
+    else:
+        num_layers = AutoConfig.from_pretrained(source).num_hidden_layers
+    for depth in args.eval_depths or []:
+        check_num_active_layers(depth, num_layers)
+
+
+def load_splits(data_args: DataArguments) -> dict[str, Any]:
+    splits = {"train": data_args.train_split, "eval": data_args.eval_split, "test": data_args.test_split}
+    return {
+        role: load_speech_dataset(
+            data_args.dataset,
+            data_args.dataset_config,
+            split,
+            audio_column=data_args.audio_column,
+            text_column=data_args.text_column,
+        )
+        for role, split in splits.items()
+    }
+
+
+def make_processor(model_args: ModelArguments, data_args: DataArguments, train: Any) -> Any:
+    """The teacher's or student's own processor, or one with a vocabulary from the training transcripts."""
+    source = model_args.teacher if model_args.teacher not in (None, "self") else model_args.student
+    if source not in (None, "config"):
+        return AutoProcessor.from_pretrained(source)
+    # group-norm feature encoders are trained without a mask, as the published ones were
+    masked = model_args.model_config.get("feat_extract_norm", "group") == "layer"
+    options = {"sampling_rate_hz": data_args.sampling_rate_hz, "return_attention_mask": masked}
+    if data_args.vocabulary == "characters":
+        return hf_dld.build_character_processor(train["text"], **options)
+    return hf_dld.build_subword_processor(train["text"], data_args.vocab_size, data_args.vocabulary, **options)
+
+
+def model_from_config(model_config: dict[str, Any], processor: Any, dynamic: bool) -> Any:
+    """A model with random weights, of the stock or the dynamic class of `model_config["model_type"]`."""
+    dynamic_class = DYNAMIC_CLASSES[model_config["model_type"]]
+    model_class = dynamic_class if dynamic else dynamic_class.stock_class
+    vocabulary = {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
+    options = {name: value for name, value in model_config.items() if name != "model_type"}
+    return model_class(model_class.config_class(**{**options, **vocabulary}))
+
+
+def train(trainer: Any) -> None:
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
+
+
+def make_teacher(
+    model_args: ModelArguments, args: Any, processor: Any, splits: dict[str, Any], shared: dict[str, Any]
+) -> str | None:
+    """The folder or name of the teacher, trained here if it is wanted and not there yet."""
+    if not model_args.train_teacher:
+        return model_args.teacher
+    folder = Path(args.output_dir) / "teacher"
+    if (folder / "config.json").exists():
+        logger.info("The teacher is trained already: %s", folder)
+        return str(folder)
+    options = {name: value for name, value in vars(args).items() if name in CTC_OPTIONS}
+    teacher_args = hf_dld.CTCTrainingArguments(
+        **{
+            **options,
+            "output_dir": f"{args.output_dir}/teacher_checkpoints",
+            "learning_rate": model_args.teacher_learning_rate or args.learning_rate,
+            "num_train_epochs": model_args.teacher_epochs or args.num_train_epochs,
+            "push_to_hub": False,
+            "eval_strategy": "no",
+            "save_total_limit": 1,
+            "load_best_model_at_end": False,
+        }
+    )
+    model = model_from_config(model_args.model_config, processor, dynamic=False)
+    transcribed = splits["train"].filter(lambda labels: len(labels) > 0, input_columns="labels")
+    trainer = hf_dld.CTCTrainer(model=model, args=teacher_args, train_dataset=transcribed, **shared)
+    train(trainer)
+    save_whole(folder, trainer.unwrapped_model, processor)
+    return str(folder)
+
+
+CTC_OPTIONS = (
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps weight_decay adam_beta1 "
+    "adam_beta2 max_grad_norm lr_scheduler_type warmup_steps seed data_seed logging_steps save_strategy save_steps "
+    "bf16 fp16 optim dataloader_num_workers train_sampling_strategy disable_tqdm use_cpu report_to torch_compile"
+).split()
+
+
+def make_student(model_args: ModelArguments, teacher: str | None, processor: Any) -> Any:
+    if model_args.student == "config":
+        return model_from_config(model_args.model_config, processor, dynamic=True)
+    source = model_args.student or teacher
+    model_type = AutoConfig.from_pretrained(source).model_type
+    if model_type not in DYNAMIC_CLASSES:
+        raise ValueError(f"{source} is a {model_type} model; a student must be one of {sorted(DYNAMIC_CLASSES)}.")
+    return DYNAMIC_CLASSES[model_type].from_pretrained(source)
+
+
+def report_depths(model: Any, processor: Any, test: Any, teacher: str | None, args: Any) -> str:
+    """Evaluate the student, and the teacher merely cut, at every depth; write JSON, a table and a plot."""
+    output_dir = Path(args.output_dir)
+    options = {"batch_size": args.per_device_eval_batch_size}
+    reports = []
+    teacher_type = AutoConfig.from_pretrained(teacher).model_type if teacher not in (None, "self") else None
+    if teacher_type in DYNAMIC_CLASSES:
+        cut = DYNAMIC_CLASSES[teacher_type].from_pretrained(teacher).to(model.device)
+        if cut.config.num_hidden_layers == model.config.num_hidden_layers:
+            reports.append(evaluate_depths(cut, test, processor, name="teacher, cut", **options))
+            reports[-1].to_json(output_dir / "teacher_depth_report.json")
+    reports.append(evaluate_depths(model, test, processor, name="dynamic student", **options))
+    reports[-1].to_json(output_dir / "depth_report.json")
+    table = compare_markdown(reports)
+    (output_dir / "depth_report.md").write_text(table, encoding="utf-8")
+    title = f"{reports[-1].utterances} test utterances, {reports[-1].words} words"
+    plot_depths(reports, output_dir / "depth_report.png", title)
+    return table
+
+
+def transcribe_once(output_dir: str, test: Any) -> None:
+    """Load what was saved, as a user would, and transcribe one utterance at two depths."""
+    recogniser = pipeline("automatic-speech-recognition", model=output_dir)
+    example = test[0]
+    print(f"reference:  {example['text']}")
+    num_layers = recogniser.model.config.num_hidden_layers
+    for depth in (max(num_layers // 3, 1), num_layers):
+        audio = {name: value for name, value in example["audio"].items() if value is not None}
+        print(f"{depth:2} layers:  {recogniser(audio, num_active_layers=depth)['text']}")
+
+
+def main() -> None:
+    started = time.monotonic()
+    model_args, data_args, args = parse_arguments()
+    check_depths(model_args, args)
+    run = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
+    # folders and how a run is watched may differ from those of the run that it continues
+    for name in ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub", "hub_model_id", "hub_token"):
+        run["training"].pop(name, None)
+    claim_output_dir(args.output_dir, run)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    transformers.utils.logging.set_verbosity_warning()
+    datasets.utils.logging.set_verbosity_warning()
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    set_seed(args.seed)
+
+    splits = load_splits(data_args)
+    processor = make_processor(model_args, data_args, splits["train"])
+    if model_args.train_teacher or model_args.student == "config":
+        frames_of = model_from_config({**model_args.model_config, "num_hidden_layers": 1}, processor, dynamic=False)
+    else:
+        source = model_args.student or model_args.teacher
+        frames_of = AutoModelForCTC.from_config(AutoConfig.from_pretrained(source, num_hidden_layers=1))
+    limits = {"min_duration_s": data_args.min_duration_s, "max_duration_s": data_args.max_duration_s}
+    with args.main_process_first():
+        for role, split in splits.items():
+            splits[role], report = prepare_dataset(
+                split,
+                processor,
+                frames_of._get_feat_extract_output_lengths,
+                keep_untranscribed=data_args.keep_untranscribed and role == "train",
+                num_proc=data_args.num_proc,
+                **limits,
+            )
+            logger.info("%s: %d utterances, %d left out", role, report.kept, report.total - report.kept)
+    shared = {
+        "eval_dataset": splits["eval"],
+        "data_collator": hf_dld.DataCollatorCTC(processor),
+        "processing_class": processor,
+        "compute_metrics": asr_metrics(processor.tokenizer),
+    }
+
+    teacher = make_teacher(model_args, args, processor, splits, shared)
+    logger.info("Teacher ready after %.0f s", time.monotonic() - started)
+    student = make_student(model_args, teacher, processor)
+    if model_args.freeze_feature_encoder:
+        student.freeze_feature_encoder()
+    teacher_model = teacher
+    if teacher not in (None, "self"):
+        teacher_model = AutoModelForCTC.from_pretrained(teacher) if args.kl_weight > 0 else None
+    student_args = replace(args, output_dir=f"{args.output_dir}/checkpoints")
+    trainer = hf_dld.DLDTrainer(
+        model=student, teacher=teacher_model, args=student_args, train_dataset=splits["train"], **shared
+    )
+    train(trainer)
+    logger.info("Student ready after %.0f s", time.monotonic() - started)
+
+    if trainer.is_world_process_zero():
+        save_whole(args.output_dir, trainer.unwrapped_model, processor)
+        print(report_depths(trainer.unwrapped_model, processor, splits["test"], teacher, args))
+        transcribe_once(args.output_dir, splits["test"])
+        if args.push_to_hub:
+            repository = args.hub_model_id or Path(args.output_dir).name
+            trainer.unwrapped_model.push_to_hub(repository, token=args.hub_token)
+            processor.push_to_hub(repository, token=args.hub_token)
+        logger.info("Done in %.0f s: %s", time.monotonic() - started, args.output_dir)
+
+
+if __name__ == "__main__":
+    main()

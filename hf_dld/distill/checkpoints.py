@@ -1,0 +1,85 @@
+"""Runs that can be interrupted: which checkpoint to go on from, whose folder it is, and saves that are whole or not."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "run.json"
+
+
+def last_complete_checkpoint(folder: str | Path) -> str | None:
+    """The newest `checkpoint-N` of a folder that was written to its end, or None.
+
+    The Trainer writes its state last, so a checkpoint without one was cut short, by a kill or a full disk.
+    """
+    complete = [path for path in Path(folder).glob("checkpoint-*") if _is_complete(path)]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return checkpoint.name.rpartition("-")[2].isdigit()
+
+
+def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
+    """Make the folder this run's own, or find that it is: the same command goes on where it was interrupted.
+
+    Args:
+        folder: made when it is missing.
+        run: what describes the run, JSON values.
+
+    Raises:
+        ValueError: the folder belongs to a run with other settings, or holds files of no run. Nothing is changed.
+    """
+    folder, run = Path(folder), json.loads(json.dumps(run))
+    if (folder / RUN_FILE).exists():
+        earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        different = sorted(name for name in run.keys() | earlier.keys() if run.get(name) != earlier.get(name))
+        if different:
+            changes = ", ".join(f"{name}: {earlier.get(name)!r} then, {run.get(name)!r} now" for name in different)
+            raise ValueError(
+                f"{folder} holds another run, which this one would overwrite ({changes}). Choose another output_dir, "
+                "or repeat that run's settings to continue it."
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there and not the folder of an earlier run; choose another output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+
+
+def save_whole(folder: str | Path, *parts: Any) -> None:
+    """Save a model, a processor and the like with `save_pretrained`, all of them or nothing.
+
+    They are written beside the folder, which is put in place when it is complete, so that a full disk or a kill leaves
+    what was there before.
+
+    Raises:
+        OSError: naming the folder and what went wrong; half-written files are removed.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for part in parts:
+            part.save_pretrained(beside)
+        if folder.exists():
+            # files of the run that lie there too, such as checkpoints, stay
+            for path in beside.iterdir():
+                os.replace(path, folder / path.name)
+        else:
+            os.chmod(beside, 0o755)  # mkdtemp's folders are closed to others
+            os.replace(beside, folder)
+    except Exception as error:  # safetensors has an error class of its own for a full disk
+        raise OSError(
+            f"Could not save to {folder}: {error}. What was saved there before, and the checkpoints of this run, are "
+            "as they were: free some space and repeat the command to continue."
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

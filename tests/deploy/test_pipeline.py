@@ -1,0 +1,140 @@
+"""The pipeline: the depth of a model, of a pipeline and of a call; any audio; stock models as they always were."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import NUM_LAYERS, make_dynamic, make_stock
+from transformers import AutoModelForCTC, AutoProcessor, pipeline
+
+import hf_dld
+from hf_dld.data import decode_audio
+
+TASK = "automatic-speech-recognition"
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Folders of a dynamic and of a stock model of equal weights, with their processor."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    processor = hf_dld.build_character_processor(["abcdefghi"])
+    for name, model in (("dynamic", make_dynamic("wavlm-stable")), ("stock", make_stock("wavlm-stable"))):
+        model.save_pretrained(root / name)
+        processor.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return np.random.default_rng(0).standard_normal(24_000).astype(np.float32) * 0.1
+
+
+def text_of(folder, samples, **depth):
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForCTC.from_pretrained(folder)
+    inputs = processor(samples, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        return processor.batch_decode(model(**inputs, **depth).logits.argmax(-1))[0]
+
+
+def test_depth_of_the_pipeline_and_of_a_call(checkpoints, samples):
+    folder = checkpoints / "dynamic"
+    expected = {depth: text_of(folder, samples, num_active_layers=depth) for depth in range(1, NUM_LAYERS + 1)}
+    assert len(set(expected.values())) > 1, "the depths must differ for this test to mean anything"
+    everything = pipeline(TASK, model=str(folder))
+    two = pipeline(TASK, model=str(folder), num_active_layers=2)
+    from_kwargs = pipeline(TASK, model=str(folder), model_kwargs={"num_active_layers": 2})
+    assert everything(samples)["text"] == expected[NUM_LAYERS]
+    assert two(samples)["text"] == from_kwargs(samples)["text"] == expected[2]
+    assert two(samples, num_active_layers=3)["text"] == expected[3]
+    assert two(samples)["text"] == expected[2], "the depth of a call must not stay"
+    layers = text_of(folder, samples, active_layers=[1, 2])
+    assert everything(samples, active_layers=[1, 2])["text"] == layers
+    given = pipeline(TASK, model=str(folder), active_layers=[1, 2])
+    assert given(samples)["text"] == layers
+    assert given(samples, num_active_layers=1)["text"] == expected[1], "the call wins over the pipeline"
+
+
+def test_batches(checkpoints, samples):
+    recognise = pipeline(TASK, model=str(checkpoints / "dynamic"), num_active_layers=2)
+    clips = [samples, samples[:12_000], samples[:18_000]]
+    alone = [recognise(clip)["text"] for clip in clips]
+    assert [out["text"] for out in recognise(clips, batch_size=3)] == alone
+
+
+def test_any_audio_without_ffmpeg_or_torchaudio(checkpoints, samples, tmp_path):
+    recognise = pipeline(TASK, model=str(checkpoints / "dynamic"), num_active_layers=2)
+    stereo = np.stack([samples, samples], axis=1)
+    path = tmp_path / "talk.wav"
+    soundfile.write(path, stereo, 44_100, subtype="FLOAT")
+    expected = recognise(decode_audio(path, 16_000))["text"]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, stereo, 44_100, format="WAV", subtype="FLOAT")
+    for audio in (
+        str(path),
+        buffer.getvalue(),
+        {"raw": samples, "sampling_rate": 44_100},
+        {"array": samples, "sampling_rate": 44_100, "path": None},
+        {"bytes": None, "path": str(path)},
+    ):
+        assert recognise(audio)["text"] == expected
+    assert recognise(torch.tensor(samples))["text"] == recognise(samples)["text"]
+
+
+def test_timestamps_and_chunks(checkpoints, samples):
+    recognise = pipeline(TASK, model=str(checkpoints / "dynamic"))
+    for depth in (1, NUM_LAYERS):
+        out = recognise(samples, num_active_layers=depth, return_timestamps="char")
+        assert "".join(chunk["text"] for chunk in out["chunks"]).strip() == out["text"].strip()
+        # a chunk that holds the whole clip must change nothing, stride or not
+        assert recognise(samples, num_active_layers=depth, chunk_length_s=4)["text"] == out["text"]
+        stride = {"raw": samples, "sampling_rate": 16_000, "stride": (0, 0)}
+        assert recognise(stride, num_active_layers=depth)["text"] == out["text"]
+
+
+def test_stock_models_are_as_before(checkpoints, samples):
+    recognise = pipeline(TASK, model=str(checkpoints / "stock"))
+    assert recognise(samples)["text"] == text_of(checkpoints / "stock", samples)
+    for depth in ({"num_active_layers": 2}, {"active_layers": [0]}):
+        with pytest.raises(ValueError, match="needs a dynamic model, and WavLMForCTC always runs all of its layers"):
+            recognise(samples, **depth)
+        with pytest.raises(ValueError, match="needs a dynamic model"):
+            pipeline(TASK, model=str(checkpoints / "stock"), **depth)
+
+
+@pytest.mark.parametrize("depth", [0, -1, 13, "six"])
+def test_impossible_depths(checkpoints, samples, depth):
+    message = f"num_active_layers must be an integer from 1 to 4.*; got {depth!r}"
+    recognise = pipeline(TASK, model=str(checkpoints / "dynamic"))
+    with pytest.raises(ValueError, match=message):
+        recognise(samples, num_active_layers=depth)
+    with pytest.raises(ValueError, match=message):
+        pipeline(TASK, model=str(checkpoints / "dynamic"), num_active_layers=depth)
+
+
+def test_bad_audio_is_named(checkpoints, tmp_path):
+    recognise = pipeline(TASK, model=str(checkpoints / "dynamic"))
+    (tmp_path / "notes.wav").write_text("this is no audio")
+    with pytest.raises(ValueError, match="notes.wav: not audio that libsndfile can decode"):
+        recognise(str(tmp_path / "notes.wav"))
+    with pytest.raises(ValueError, match="gone.wav: no such file"):
+        recognise(str(tmp_path / "gone.wav"))
+
+
+def test_a_fresh_process_loads_it(checkpoints, samples, tmp_path):
+    np.save(tmp_path / "clip.npy", samples)
+    code = (
+        "import numpy, hf_dld\n"
+        "from transformers import pipeline\n"
+        f"recognise = pipeline({TASK!r}, model={str(checkpoints / 'dynamic')!r}, num_active_layers=2)\n"
+        "print(recognise(numpy.load('clip.npy'))['text'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    expected = text_of(checkpoints / "dynamic", samples, num_active_layers=2)
+    assert done.stdout.splitlines()[-1] == expected
+    assert "already registered" not in done.stderr

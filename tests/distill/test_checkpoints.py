@@ -1,0 +1,66 @@
+"""Interrupted runs, other runs' folders, and saves that fail."""
+
+import resource
+import signal
+
+import pytest
+from conftest import make_dynamic
+
+from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint, save_whole
+
+
+def test_last_complete_checkpoint(tmp_path):
+    assert last_complete_checkpoint(tmp_path / "missing") is None
+    for step, state in ((5, "{}"), (20, "{}"), (100, None), (90, '{"glo')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-best" / "trainer_state.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
+
+
+def test_output_dir_of_the_same_run_is_continued(tmp_path):
+    run = {"data": {"dataset": "a"}, "training": {"seed": 1, "betas": (0.9, 0.98)}}
+    claim_output_dir(tmp_path / "run", run)
+    (tmp_path / "run" / "model.safetensors").write_text("weights")
+    claim_output_dir(tmp_path / "run", run)
+    with pytest.raises(ValueError, match=r"holds another run.*training: .*'seed': 1.* then, .*'seed': 2.* now"):
+        claim_output_dir(tmp_path / "run", {**run, "training": {"seed": 2, "betas": (0.9, 0.98)}})
+
+
+def test_output_dir_of_something_else(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="is there and not the folder of an earlier run; choose another output_dir"):
+        claim_output_dir(tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_save_and_save_again(tmp_path):
+    model = make_dynamic("wavlm")
+    save_whole(tmp_path / "saved", model)
+    (tmp_path / "saved" / "notes.txt").write_text("mine")
+    model.set_active_layers(2)
+    save_whole(tmp_path / "saved", model)
+    assert type(model).from_pretrained(tmp_path / "saved").num_active_layers == 2
+    assert (tmp_path / "saved" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    model = make_dynamic("wavlm")
+    save_whole(tmp_path / "saved", model)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    # the operating system refuses to let any file grow beyond this size, as it would on a full disk
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Could not save to .*saved: .*free some space and repeat the command"):
+            save_whole(tmp_path / "saved", model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]

@@ -1,0 +1,153 @@
+"""The main job from end to end, on a corpus of a few beeps, and as a careless user would call it."""
+
+import csv
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from conftest import make_dynamic
+from transformers import pipeline
+
+import hf_dld
+
+SCRIPT = str(Path(__file__).parents[2] / "examples" / "run_dld_ctc.py")
+MODEL = {
+    "model_type": "wavlm",
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": [16, 16],
+    "conv_kernel": [400, 5],
+    "conv_stride": [160, 3],
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "mask_time_prob": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Beeps: three words, each a tone of its own. With a missing, a broken and an empty file and a silent transcript."""
+    root = tmp_path_factory.mktemp("corpus")
+    tones = {"low": 300, "mid": 700, "high": 1500}
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("validation", 4), ("test", 4)):
+        (root / split).mkdir()
+        rows = []
+        for index in range(count):
+            words = list(generator.choice(list(tones), 2))
+            time = np.arange(4000) / 16_000
+            samples = np.concatenate([np.sin(2 * np.pi * tones[word] * time) for word in words])
+            soundfile.write(root / split / f"{index}.flac", 0.3 * samples, 16_000)
+            rows.append([f"{index}.flac", " ".join(words)])
+        (root / split / "broken.flac").write_text("not audio")
+        (root / split / "empty.flac").write_bytes(b"")
+        rows += [["broken.flac", "low"], ["empty.flac", "low"], ["missing.flac", "low"], ["0.flac", ""]]
+        with open(root / split / "metadata.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["file_name", "transcription"], *rows])
+    return root
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, corpus):
+    """Runs the script with a YAML file of these settings."""
+
+    def call(**settings):
+        defaults = {
+            "dataset": str(corpus),
+            "output_dir": str(tmp_path / "out"),
+            "train_teacher": True,
+            "model_config": MODEL,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 4,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        settings = {name: value for name, value in {**defaults, **settings}.items() if value is not None}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+        monkeypatch.setattr("sys.argv", [SCRIPT, str(tmp_path / "run.yaml")])
+        runpy.run_path(SCRIPT, run_name="__main__")
+        return tmp_path / "out"
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "model_config", [MODEL, {**MODEL, "model_type": "wav2vec2-conformer", "conv_depthwise_kernel_size": 5}]
+)
+def test_end_to_end_and_again(run, corpus, model_config, capsys):
+    output = run(model_config=model_config)
+    printed = capsys.readouterr().out
+    assert "| active layers | parameters | teacher, cut: WER | teacher, cut: CER | dynamic student: WER" in printed
+    assert "reference:" in printed and " 1 layers:" in printed and " 3 layers:" in printed
+    for name in ("depth_report.json", "depth_report.md", "depth_report.png", "teacher/model.safetensors"):
+        assert (output / name).stat().st_size > 0
+    report = json.loads((output / "depth_report.json").read_text())
+    assert report["utterances"] == 4, "broken, empty, missing and untranscribed utterances are left out"
+    recognise = pipeline("automatic-speech-recognition", model=str(output), num_active_layers=2)
+    assert isinstance(recognise(str(corpus / "test" / "0.flac"))["text"], str)
+
+    weights = (output / "model.safetensors").read_bytes()
+    run(model_config=model_config)  # the same command again: nothing is trained, the same comes out
+    assert (output / "model.safetensors").read_bytes() == weights
+    assert json.loads((output / "depth_report.json").read_text()) == report
+
+
+def test_a_given_teacher_and_student(run, corpus, tmp_path):
+    processor = hf_dld.build_character_processor(["low mid high"])
+    config = {"vocab_size": len(processor.tokenizer), "conv_stride": (5, 8, 4)}
+    teacher = make_dynamic("wavlm-stable", **config).to_static()
+    teacher.save_pretrained(tmp_path / "teacher")
+    processor.save_pretrained(tmp_path / "teacher")
+    options = {"train_teacher": None, "model_config": None, "teacher": str(tmp_path / "teacher"), "max_steps": 2}
+    output = run(**options, keep_untranscribed=True, freeze_feature_encoder=True)
+    student = hf_dld.DLDWavLMForCTC.from_pretrained(output)
+    for name, tensor in teacher.wavlm.feature_extractor.state_dict().items():
+        assert student.wavlm.feature_extractor.state_dict()[name].equal(tensor)
+    assert not student.lm_head.weight.equal(teacher.lm_head.weight)
+
+
+def test_self_teaching_from_scratch(run, tmp_path):
+    run(train_teacher=None, teacher="self", student="config", max_steps=2, vocabulary="bpe", vocab_size=20)
+    assert not (tmp_path / "out" / "teacher").exists()
+
+
+def test_another_run_in_the_same_folder(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text(json.dumps({"model": {"teacher": "x"}, "data": {}, "training": {}}))
+    with pytest.raises(ValueError, match="holds another run, which this one would overwrite"):
+        run()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eval_depths": [4]}, "num_active_layers must be an integer from 1 to 3.*; got 4"),
+        ({"eval_depths": [0]}, "from 1 to 3.*; got 0"),
+        ({"teacher": "x"}, "Give either teacher .* or train_teacher"),
+        ({"train_teacher": None}, "Give either teacher .* or train_teacher"),
+        ({"model_config": None}, "Training from scratch needs model_config with a model_type"),
+        ({"model_config": {"hidden_size": 3}}, "needs model_config with a model_type, one of .*wavlm.*hidden_size"),
+        ({"train_teacher": None, "teacher": "self"}, "With teacher 'self' there is no other model to start from"),
+        ({"vocabulary": "words"}, "vocabulary must be 'characters', 'bpe' or 'unigram'; got 'words'"),
+        ({"depth_sampling": "all"}, "depth_sampling must be one of"),
+        ({"dataset": "/no/such/corpus"}, "no file or folder /no/such/corpus"),
+        ({"test_split": "dev"}, "has no split 'dev'; its splits are: test, train, validation"),
+        ({"min_duration_s": 3.0}, "no utterance is left to train or evaluate on"),
+    ],
+)
+def test_careless_arguments(run, tmp_path, settings, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(**settings)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
