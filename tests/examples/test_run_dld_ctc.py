@@ -34,7 +34,7 @@ MODEL = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Beeps: three words, each a tone of its own. With a missing, a broken and an empty file and a silent transcript."""
+    """Beeps: three words, each a tone of its own. With a missing, a broken and an empty file."""
     root = tmp_path_factory.mktemp("corpus")
     tones = {"low": 300, "mid": 700, "high": 1500}
     generator = np.random.default_rng(0)
