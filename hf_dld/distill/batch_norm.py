@@ -1,0 +1,43 @@
+"""Batch normalisation at a depth: the Conformer's running statistics depend on which layers ran before."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: PreTrainedModel, batches: Iterable[dict[str, Any]]) -> None:
+    """Replace the running statistics of the layers that run now by their averages over some batches.
+
+    Once-for-all (arXiv 1908.09791) does so for every sub-network. The statistics of layers that are skipped, all other
+    weights and the model's mode stay as they are.
+
+    Args:
+        model: at the depth for which the statistics are wanted (`set_active_layers`).
+        batches: keyword arguments of the model, such as `input_values` and `attention_mask`; some hundred utterances.
+
+    Raises:
+        ValueError: the model has no batch normalisation.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    if not norms:
+        raise ValueError(f"{type(model).__name__} has no batch normalisation whose statistics could be estimated.")
+    was_training = model.training
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    kept = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+        norm.train()
+    for batch in batches:
+        model(**batch)
+    for norm, momentum, (mean, variance) in zip(norms, momenta, kept, strict=True):
+        norm.momentum = momentum
+        if norm.num_batches_tracked == 0:  # skipped
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+    model.train(was_training)

@@ -1,0 +1,192 @@
+"""What a careless user meets: each case is tried, its answer asserted, and the table in docs/bad_input.md made of them.
+
+To write the table anew: python tests/test_bad_input.py
+"""
+
+import re
+import resource
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import make_dynamic, make_stock
+
+from hf_dld import DLDTrainer, DLDTrainingArguments, build_character_processor, load_speech_dataset, prepare_dataset
+from hf_dld.data import decode_audio
+from hf_dld.distill.checkpoints import claim_output_dir, save_whole
+
+TABLE = Path(__file__).parents[1] / "docs" / "bad_input.md"
+INTRODUCTION = """# Bad input, and what it leads to
+
+Every line is tried by `tests/test_bad_input.py`, which also makes this table. "Left out" means: the utterance is
+dropped before training, counted by reason, and the report is logged; all others are used.
+
+| input | outcome | answer |
+| --- | --- | --- |
+"""
+
+
+def beep(folder: Path, name: str, seconds: float = 0.5, rate_hz: int = 16_000, channels: int = 1) -> Path:
+    samples = 0.3 * np.sin(np.arange(int(seconds * rate_hz)) * 0.2)
+    soundfile.write(folder / name, np.stack([samples] * channels, axis=1), rate_hz)
+    return folder / name
+
+
+def prepared(folder: Path, *bad_rows: str, good: int = 3) -> str:
+    """The report of a corpus with some good utterances and these rows of its manifest."""
+    beep(folder, "good.wav")
+    rows = ["file_name,text", *["good.wav,abc"] * good, *bad_rows]
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    processor = build_character_processor(["abc"])
+    dataset = load_speech_dataset(folder / "manifest.csv", cache_dir=str(folder / "cache"))
+    _, report = prepare_dataset(dataset, processor, lambda samples: samples // 160 - 1)
+    return str(report)
+
+
+def trainer(folder: Path, teacher_options: dict, **options) -> None:
+    DLDTrainer(
+        model=make_dynamic("wavlm-stable"),
+        teacher=make_stock("wavlm-stable", **teacher_options),
+        args=DLDTrainingArguments(str(folder), use_cpu=True, **options),
+    )
+
+
+def not_audio(folder):
+    (folder / "notes.wav").write_text("not audio at all")
+    return prepared(folder, "notes.wav,abc")
+
+
+def empty_file(folder):
+    (folder / "empty.wav").touch()
+    return prepared(folder, "empty.wav,abc")
+
+
+def too_short(folder):
+    beep(folder, "click.wav", seconds=0.01)
+    return prepared(folder, "click.wav,abc")
+
+
+def stereo(folder):
+    samples = decode_audio(beep(folder, "stereo.wav", rate_hz=44_100, channels=2), 16_000)
+    return f"{len(samples)} samples at 16000 Hz"
+
+
+def full_disk(folder):
+    model = make_dynamic("wavlm")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        save_whole(folder / "model", model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def another_run(folder):
+    claim_output_dir(folder / "out", {"seed": 1})
+    claim_output_dir(folder / "out", {"seed": 2})
+
+
+def depth(count):
+    return lambda folder: make_dynamic("wavlm").set_active_layers(count)
+
+
+LEFT_OUT, ERROR, WORKS = "left out", "error", "works"
+CASES: list[tuple[str, str, Callable[[Path], str | None], str]] = [
+    ("a file that is not audio", LEFT_OUT, not_audio, r"not audio that libsndfile can decode +1 +FOLDER/notes.wav"),
+    ("an empty file", LEFT_OUT, empty_file, r"empty file \(0 bytes\) +1 +FOLDER/empty.wav"),
+    ("0.01 s of audio", LEFT_OUT, too_short, r"shorter than 0.25 s +1 +FOLDER/click.wav"),
+    ("44.1 kHz stereo", WORKS, stereo, r"8000 samples at 16000 Hz"),
+    (
+        "a missing file among a thousand",
+        LEFT_OUT,
+        lambda folder: prepared(folder, "gone.wav,abc", good=1000),
+        r"no such file +1 +FOLDER/gone.wav",
+    ),
+    (
+        "an empty transcript",
+        LEFT_OUT,
+        lambda folder: prepared(folder, "good.wav,"),
+        r"no transcript +1 +FOLDER/good.wav",
+    ),
+    (
+        "characters outside the vocabulary",
+        LEFT_OUT,
+        lambda folder: prepared(folder, "good.wav,a7b"),
+        r"characters outside the vocabulary +1 +FOLDER/good.wav \(7\)",
+    ),
+    (
+        "a transcript longer than its frames",
+        LEFT_OUT,
+        lambda folder: prepared(folder, "good.wav," + "abc" * 20),
+        r"target longer than its frames +1 +FOLDER/good.wav",
+    ),
+    (
+        "a teacher with another vocabulary",
+        ERROR,
+        lambda folder: trainer(folder, {"vocab_size": 40}),
+        r"Teacher and student must share the vocabulary.*vocab_size is 40 for the teacher and 12 for the student",
+    ),
+    (
+        "a teacher with another frame rate",
+        ERROR,
+        lambda folder: trainer(folder, {"conv_stride": (5, 8, 2)}),
+        r"Teacher and student must have the same frame rate.*",
+    ),
+    *(
+        (
+            f"`num_active_layers={count!r}`",
+            ERROR,
+            depth(count),
+            rf"num_active_layers must be an integer from 1 to 4.*{count!r}",
+        )
+        for count in (0, -1, 13, "six")
+    ),
+    ("an output directory of another run", ERROR, another_run, r"FOLDER/out holds another run.*seed: 1 then, 2 now"),
+    ("a full disk while saving", ERROR, full_disk, r"Could not save to FOLDER/model.*as they were: free some space"),
+]
+
+
+def answer(attempt: Callable[[Path], str | None], folder: Path) -> tuple[bool, str]:
+    """Whether it was an error, and what the user reads, with the folder's name replaced."""
+    try:
+        failed, text = False, attempt(folder) or ""
+    except (ValueError, OSError) as error:
+        failed, text = True, str(error)
+    return failed, re.sub(re.escape(str(folder)), "FOLDER", text)
+
+
+def table() -> str:
+    lines = []
+    for what, outcome, attempt, expected in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            _, text = answer(attempt, Path(folder))
+        shown = re.search(expected, text, re.DOTALL)
+        text = shown.group() if outcome == LEFT_OUT and shown else text
+        lines.append(f"| {what} | {outcome} | `{re.sub(' +', ' ', text)}` |\n")
+    return INTRODUCTION + "".join(lines)
+
+
+@pytest.mark.parametrize(("what", "outcome", "attempt", "expected"), CASES, ids=[case[0] for case in CASES])
+def test_case(what, outcome, attempt, expected, tmp_path):
+    failed, text = answer(attempt, tmp_path)
+    assert failed == (outcome == ERROR), text
+    assert re.search(expected, text, re.DOTALL), text
+    if outcome == LEFT_OUT:
+        assert re.search(r"kept +(3|1,000) of (4|1,001)", text), text
+        assert "reason" not in text
+
+
+def test_the_table_in_the_docs_is_this_one():
+    assert TABLE.read_text(encoding="utf-8") == table(), "write it anew: python tests/test_bad_input.py"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")
+    sys.exit()
