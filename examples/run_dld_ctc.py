@@ -53,7 +53,8 @@ class ModelArguments:
         if isinstance(self.model_config, str):
             text = self.model_config
             self.model_config = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
-        if (self.train_teacher or self.student == "config") and not (self.model_config or {}).get("model_type"):
+        from_scratch = self.train_teacher or self.student == "config"
+        if from_scratch and (self.model_config or {}).get("model_type") not in DYNAMIC_CLASSES:
             raise ValueError(
                 "Training from scratch needs model_config with a model_type, one of "
                 f"{sorted(DYNAMIC_CLASSES)}; got {self.model_config!r}."
@@ -131,10 +132,9 @@ def make_processor(model_args: ModelArguments, data_args: DataArguments, train: 
     return hf_dld.build_subword_processor(train["text"], data_args.vocab_size, data_args.vocabulary, **options)
 
 
-def model_from_config(model_config: dict[str, Any], processor: Any, dynamic: bool) -> Any:
-    """A model with random weights, of the stock or the dynamic class of `model_config["model_type"]`."""
-    dynamic_class = DYNAMIC_CLASSES[model_config["model_type"]]
-    model_class = dynamic_class if dynamic else dynamic_class.stock_class
+def model_from_config(model_config: dict[str, Any], processor: Any) -> Any:
+    """A dynamic model with random weights."""
+    model_class = DYNAMIC_CLASSES[model_config["model_type"]]
     vocabulary = {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
     options = {name: value for name, value in model_config.items() if name != "model_type"}
     return model_class(model_class.config_class(**{**options, **vocabulary}))
@@ -167,11 +167,12 @@ def make_teacher(
             "load_best_model_at_end": False,
         }
     )
-    model = model_from_config(model_args.model_config, processor, dynamic=False)
+    # the dynamic class at full depth computes what the stock class does, faster; what is saved is a stock model
+    model = model_from_config(model_args.model_config, processor)
     transcribed = splits["train"].filter(lambda labels: len(labels) > 0, input_columns="labels")
     trainer = hf_dld.CTCTrainer(model=model, args=teacher_args, train_dataset=transcribed, **shared)
     train(trainer)
-    save_whole(folder, trainer.unwrapped_model, processor)
+    save_whole(folder, trainer.unwrapped_model.to_static(), processor)
     return str(folder)
 
 
@@ -182,9 +183,15 @@ CTC_OPTIONS = (
 ).split()
 
 
+def load_teacher(teacher: str) -> Any:
+    """The dynamic class at full depth where there is one, which computes what the stock class does, faster."""
+    model_type = AutoConfig.from_pretrained(teacher).model_type
+    return DYNAMIC_CLASSES.get(model_type, AutoModelForCTC).from_pretrained(teacher)
+
+
 def make_student(model_args: ModelArguments, teacher: str | None, processor: Any) -> Any:
     if model_args.student == "config":
-        return model_from_config(model_args.model_config, processor, dynamic=True)
+        return model_from_config(model_args.model_config, processor)
     source = model_args.student or teacher
     model_type = AutoConfig.from_pretrained(source).model_type
     if model_type not in DYNAMIC_CLASSES:
@@ -241,7 +248,7 @@ def main() -> None:
     splits = load_splits(data_args)
     processor = make_processor(model_args, data_args, splits["train"])
     if model_args.train_teacher or model_args.student == "config":
-        frames_of = model_from_config({**model_args.model_config, "num_hidden_layers": 1}, processor, dynamic=False)
+        frames_of = model_from_config({**model_args.model_config, "num_hidden_layers": 1}, processor)
     else:
         source = model_args.student or model_args.teacher
         frames_of = AutoModelForCTC.from_config(AutoConfig.from_pretrained(source, num_hidden_layers=1))
@@ -270,8 +277,8 @@ def main() -> None:
     if model_args.freeze_feature_encoder:
         student.freeze_feature_encoder()
     teacher_model = teacher
-    if teacher not in (None, "self"):
-        teacher_model = AutoModelForCTC.from_pretrained(teacher) if args.kl_weight > 0 else None
+    if teacher != "self":
+        teacher_model = load_teacher(teacher) if args.kl_weight > 0 else None
     student_args = replace(args, output_dir=f"{args.output_dir}/checkpoints")
     trainer = hf_dld.DLDTrainer(
         model=student, teacher=teacher_model, args=student_args, train_dataset=splits["train"], **shared

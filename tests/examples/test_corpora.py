@@ -1,5 +1,6 @@
 """The corpora: the embedded one is as its page says, and digits are joined reproducibly."""
 
+import csv
 import runpy
 import subprocess
 import sys
@@ -18,8 +19,6 @@ JOIN = EXAMPLES / "corpora" / "join_digits.py"
 
 
 def rows_of(split):
-    import csv
-
     with open(COMMANDS / split / "metadata.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -53,9 +52,7 @@ def test_the_embedded_corpus_is_what_it_says():
 
 @pytest.fixture
 def digits(tmp_path):
-    """Two speakers, three digits: tones instead of speech."""
-    import csv
-
+    """Three speakers, three digits: tones instead of speech."""
     for split in ("train", "validation", "test"):
         folder = tmp_path / "source" / split
         folder.mkdir(parents=True)
