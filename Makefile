@@ -23,7 +23,7 @@ quickstart: .venv/installed
 
 ## all tests, in two processes
 test: .venv/installed-test
-	.venv/bin/python -m pytest -n 2 --dist loadfile --cov hf_dld --cov-report term:skip-covered
+	.venv/bin/python -m pytest -n 2 --dist loadfile --cov hf_dld --cov-report term:skip-covered --cov-fail-under 90
 
 ## formatting and lint, checked
 quality: .venv/installed-test
