@@ -51,4 +51,8 @@ for _config, _model, _ctc_model in (
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
     AutoModelForCTC.register(_config, _ctc_model, exist_ok=True)
+    # saved checkpoints carry their code, so that they load with trust_remote_code where this package is not installed
+    _config.register_for_auto_class()
+    _model.register_for_auto_class("AutoModel")
+    _ctc_model.register_for_auto_class("AutoModelForCTC")
 register_pipeline()
