@@ -55,7 +55,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     # the operating system refuses to let any file grow beyond this size, as it would on a full disk
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
         with pytest.raises(OSError, match="Could not save to .*saved: .*free some space and repeat the command"):
             save_whole(tmp_path / "saved", model)
