@@ -90,6 +90,7 @@ def full_disk(folder):
 
 def another_run(folder):
     claim_output_dir(folder / "out", {"seed": 1})
+    (folder / "out" / "model.safetensors").touch()
     claim_output_dir(folder / "out", {"seed": 2})
 
 

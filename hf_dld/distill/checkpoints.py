@@ -30,6 +30,8 @@ def _is_complete(checkpoint: Path) -> bool:
 def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
     """Make the folder this run's own, or find that it is: the same command goes on where it was interrupted.
 
+    A run that failed before it left any work behind may be replaced by a corrected one.
+
     Args:
         folder: made when it is missing.
         run: what describes the run, JSON values.
@@ -41,24 +43,26 @@ def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
     if (folder / RUN_FILE).exists():
         earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         different = sorted(name for name in run.keys() | earlier.keys() if run.get(name) != earlier.get(name))
-        if different:
+        work = [path for path in folder.iterdir() if path.name != RUN_FILE]
+        if different and work:
             changes = ", ".join(f"{name}: {earlier.get(name)!r} then, {run.get(name)!r} now" for name in different)
             raise ValueError(
                 f"{folder} holds another run, which this one would overwrite ({changes}). Choose another output_dir, "
                 "or repeat that run's settings to continue it."
             )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not different:
+            return
+        # a run that failed before it did anything: the corrected command takes its place
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there and not the folder of an earlier run; choose another output_dir.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def save_whole(folder: str | Path, *parts: Any) -> None:
-    """Save a model, a processor and the like with `save_pretrained`, all of them or nothing.
+    """Save a model, a processor and the like with `save_pretrained`, each file whole or not at all.
 
-    They are written beside the folder, which is put in place when it is complete, so that a full disk or a kill leaves
-    what was there before.
+    All is written beside the folder before anything in it is replaced, so that a full disk leaves what was there.
 
     Raises:
         OSError: naming the folder and what went wrong; half-written files are removed.

@@ -125,9 +125,17 @@ def test_self_teaching_from_scratch(run, tmp_path):
 def test_another_run_in_the_same_folder(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text(json.dumps({"model": {"teacher": "x"}, "data": {}, "training": {}}))
+    (tmp_path / "out" / "model.safetensors").write_text("finished work")
     with pytest.raises(ValueError, match="holds another run, which this one would overwrite"):
         run()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.safetensors", "run.json"]
+    assert (tmp_path / "out" / "model.safetensors").read_text() == "finished work"
+
+
+def test_a_corrected_command_may_use_the_folder(run):
+    with pytest.raises(ValueError, match="has no split 'dev'"):
+        run(test_split="dev", max_steps=1)
+    assert (run(max_steps=1) / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
