@@ -1,0 +1,19 @@
+"""`python -m hf_dld COMMAND`: what can be done with a checkpoint without writing Python."""
+
+import argparse
+from collections.abc import Sequence
+
+ADD_COMMAND = ()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m hf_dld", description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add_command in ADD_COMMAND:
+        add_command(commands)
+    arguments = parser.parse_args(arguments)
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
