@@ -1,0 +1,72 @@
+"""How the benchmarks measure: like with like in one process, interleaved, medians and spread, as Markdown tables."""
+
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def conditions(dtype: str = "float32") -> str:
+    """One line: the machine, the threads and the versions that every figure depends on."""
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else cpu_name()
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
+    threads = torch.get_num_threads()
+    return (
+        f"{name}, {threads} of {os.cpu_count()} cores' threads, {dtype}, {versions}, Python {platform.python_version()}"
+    )
+
+
+def cpu_name() -> str:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def time_interleaved(calls: dict[str, Callable[[], object]], runs: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each call, `runs` times in turn, so that whatever disturbs the machine disturbs all alike.
+
+    Every second round goes backwards: no call always has the one before it to thank for a warm cache.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in [*calls.values()] * warm_up:
+        call()
+    gc.collect()
+    gc.disable()
+    for run in range(runs):
+        order = list(calls.items())
+        for name, call in reversed(order) if run % 2 else order:
+            synchronize()
+            start = time.perf_counter()
+            call()
+            synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    gc.enable()
+    return seconds
+
+
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def ratio(seconds: dict[str, list[float]], name: str, against: str) -> str:
+    """The median over the rounds of one call's time relative to another's, with the quartiles of these ratios."""
+    ratios = [mine / its for mine, its in zip(seconds[name], seconds[against], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A Markdown table, each row printed as soon as it is measured."""
+    print("| " + " | ".join(header) + " |")
+    print("| " + " | ".join("---:" for _ in header) + " |")
+    for row in rows:
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    print()
