@@ -1,4 +1,4 @@
-"""Model cards: each as a whole against one pattern, its snippets as they stand, and what is not known is not claimed."""
+"""Model cards: each as a whole against one pattern, its snippets as they stand, what is unknown stays so."""
 
 import json
 import re
@@ -66,9 +66,9 @@ tags:
 
 # (?P<title>[\w/-]+)
 
-A (?:WavLM|Wav2Vec2-Conformer) model for speech recognition \(CTC\) that runs with any number of its \d encoder layers, \
-chosen when it is loaded or at any call\. A skipped layer is the identity: it costs nothing, and each depth is exactly \
-a smaller stock model of Transformers\.
+A (?:WavLM|Wav2Vec2-Conformer) model for speech recognition \(CTC\) that runs with any number of its \d encoder \
+layers, chosen when it is loaded or at any call\. A skipped layer is the identity: it costs nothing, \
+and each depth is exactly a smaller stock model of Transformers\.
 (?:
 Unless told otherwise it runs \d of them: {INDICES}\.
 )?
@@ -105,8 +105,8 @@ Unknown: no depth report was made of this checkpoint\.
 ){{4}}(?:
 !\[Word error rate against active encoder layers\]\(depth_report\.png\)
 )?
-Measured on (?:an unknown test set|the split `test` of [\w/-]+): \d+ utterances, \d+ words; greedy CTC decoding without \
-a language model, in {CELL}\.
+Measured on (?:an unknown test set|the split `test` of [\w/-]+): \d+ utterances, \d+ words; greedy CTC decoding \
+without a language model, in {CELL}\.
 )
 ## Which layers run
 
