@@ -9,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
 from ..distill.checkpoints import RUN_FILE
-from .model_card import CARD_FILE, make_model_card
+from .model_card import CARD_FILE, is_own_card, make_model_card
 
 # the model, its processor, code and card, and what the card shows; not checkpoints, optimizers, the teacher and pickles
 PUBLISHED = ["*.safetensors", "*.json", "*.py", "*.md", "*.png", "*.svg", "*.txt", "*.model", "*.jinja"]
@@ -55,8 +55,10 @@ def push_to_hub(
     """
     folder = Path(folder)
     _check_complete(folder)
+    card_wanted = _is_card_wanted(folder)
     repo_id = create_repository(repo_id, private=private, token=token)
-    _write_card(folder, repo_id)
+    if card_wanted:
+        make_model_card(folder, repo_id).save(folder / CARD_FILE)
     try:
         return HfApi(token=token).upload_folder(
             repo_id=repo_id,
@@ -108,12 +110,15 @@ def _check_complete(folder: Path) -> None:
         raise ValueError(f"{folder} is not a whole checkpoint, so it is not pushed: it lacks {', '.join(missing)}.")
 
 
-def _write_card(folder: Path, repo_id: str) -> None:
-    path = folder / CARD_FILE
+def _is_card_wanted(folder: Path) -> bool:
+    """Whether there is no card, or one that nobody edited; a static model's card is its owner's."""
     if not hasattr(AutoConfig.from_pretrained(folder), "resolve_active_layers"):
-        return  # a static model's card is its owner's
-    if not path.exists() or path.read_text(encoding="utf-8") == str(make_model_card(folder)):
-        make_model_card(folder, repo_id).save(path)
+        return False
+    path = folder / CARD_FILE
+    if path.exists() and not is_own_card(path):
+        return False
+    unedited = str(make_model_card(folder))
+    return not path.exists() or path.read_text(encoding="utf-8") == unedited
 
 
 def _explain(error: BaseException) -> str:

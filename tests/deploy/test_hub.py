@@ -216,6 +216,14 @@ def test_half_a_checkpoint(folder, hub, lost, message):
     assert not hub.requests
 
 
+def test_a_card_that_cannot_be_right(folder, hub):
+    report = (folder / "depth_report.json").read_text()
+    (folder / "depth_report.json").write_text(report.replace('"num_active_layers": 1,', '"num_active_layers": 2,'))
+    with pytest.raises(ValueError, match="depth_report.json was measured with layers .* evaluate again"):
+        push_to_hub(folder, "tiny")
+    assert not hub.requests
+
+
 def test_no_folder(hub, tmp_path):
     with pytest.raises(ValueError, match="is not a whole checkpoint.*config.json, weights.*, a processor"):
         push_to_hub(tmp_path / "missing", "tiny")
