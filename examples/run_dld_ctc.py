@@ -22,6 +22,8 @@ from transformers import AutoConfig, AutoModelForCTC, AutoProcessor, HfArgumentP
 
 import hf_dld
 from hf_dld.data import load_speech_dataset, prepare_dataset
+from hf_dld.deploy import create_repository, push_to_hub, write_model_card
+from hf_dld.deploy.model_card import CARD_FILE, check_facts, is_own_card
 from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint, save_whole
 from hf_dld.evaluation import asr_metrics, compare_markdown, evaluate_depths, plot_depths
 from hf_dld.models import DYNAMIC_CLASSES
@@ -85,8 +87,24 @@ class DataArguments:
             raise ValueError(f"vocabulary must be 'characters', 'bpe' or 'unigram'; got {self.vocabulary!r}.")
 
 
-def parse_arguments() -> tuple[ModelArguments, DataArguments, hf_dld.DLDTrainingArguments]:
-    parser = HfArgumentParser((ModelArguments, DataArguments, hf_dld.DLDTrainingArguments))
+@dataclass
+class CardArguments:
+    """What the model card cannot read anywhere; left out, it is said to be unknown."""
+
+    language: str | None = field(default=None, metadata={"help": "ISO 639 code of the speech, such as en."})
+    license: str | None = field(default=None, metadata={"help": "The model's licence, as the Hub names it: cc-by-4.0."})
+    dataset_license: str | None = field(default=None, metadata={"help": "Licence of the dataset, in words."})
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "Hub id of the model that it started from. Default: the student's or teacher's."},
+    )
+
+    def __post_init__(self) -> None:
+        check_facts(self.language, [self.base_model])
+
+
+def parse_arguments() -> tuple[ModelArguments, DataArguments, CardArguments, hf_dld.DLDTrainingArguments]:
+    parser = HfArgumentParser((ModelArguments, DataArguments, CardArguments, hf_dld.DLDTrainingArguments))
     if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
         return parser.parse_yaml_file(sys.argv[1])
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
@@ -219,6 +237,23 @@ def report_depths(model: Any, processor: Any, test: Any, teacher: str | None, ar
     return table
 
 
+def on_hub(source: str | None) -> str | None:
+    """The Hub id, unless it names something of this machine or nothing that was loaded."""
+    return None if source in (None, "self", "config") or Path(source).exists() else source
+
+
+def write_card(
+    model_args: ModelArguments, data_args: DataArguments, card_args: CardArguments, output_dir: str, name: str | None
+) -> None:
+    path = Path(output_dir) / CARD_FILE
+    if path.exists() and not is_own_card(path):
+        logger.info("%s was written by somebody else and stays as it is", path)
+        return
+    facts = vars(card_args) | {"datasets": on_hub(data_args.dataset)}
+    facts["base_model"] = card_args.base_model or on_hub(model_args.student or model_args.teacher)
+    write_model_card(output_dir, name, **facts)
+
+
 def transcribe_once(output_dir: str, test: Any) -> None:
     """Load what was saved, as a user would, and transcribe one utterance at two depths."""
     recogniser = pipeline("automatic-speech-recognition", model=output_dir)
@@ -232,12 +267,13 @@ def transcribe_once(output_dir: str, test: Any) -> None:
 
 def main() -> None:
     started = time.monotonic()
-    model_args, data_args, args = parse_arguments()
+    model_args, data_args, card_args, args = parse_arguments()
     check_depths(model_args, args)
     run = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     # folders and how a run is watched may differ from those of the run that it continues
-    for name in ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub", "hub_model_id", "hub_token"):
+    for name in ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub"):
         run["training"].pop(name, None)
+    run["training"] = {name: value for name, value in run["training"].items() if not name.startswith("hub_")}
     claim_output_dir(args.output_dir, run)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers.utils.logging.set_verbosity_warning()
@@ -245,6 +281,11 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     set_seed(args.seed)
 
+    repo_id = None
+    if args.push_to_hub and args.process_index == 0:
+        # before the training: a wrong token or name should cost seconds
+        name = args.hub_model_id or Path(args.output_dir).name
+        repo_id = create_repository(name, private=args.hub_private_repo, token=args.hub_token)
     splits = load_splits(data_args)
     processor = make_processor(model_args, data_args, splits["train"])
     if model_args.train_teacher or model_args.student == "config":
@@ -279,7 +320,8 @@ def main() -> None:
     teacher_model = teacher
     if teacher != "self":
         teacher_model = load_teacher(teacher) if args.kl_weight > 0 else None
-    student_args = replace(args, output_dir=f"{args.output_dir}/checkpoints")
+    # what goes to the Hub is what comes out at the end, not the checkpoints
+    student_args = replace(args, output_dir=f"{args.output_dir}/checkpoints", push_to_hub=False)
     trainer = hf_dld.DLDTrainer(
         model=student, teacher=teacher_model, args=student_args, train_dataset=splits["train"], **shared
     )
@@ -289,11 +331,11 @@ def main() -> None:
     if trainer.is_world_process_zero():
         save_whole(args.output_dir, trainer.unwrapped_model, processor)
         print(report_depths(trainer.unwrapped_model, processor, splits["test"], teacher, args))
+        write_card(model_args, data_args, card_args, args.output_dir, repo_id)
         transcribe_once(args.output_dir, splits["test"])
         if args.push_to_hub:
-            repository = args.hub_model_id or Path(args.output_dir).name
-            trainer.unwrapped_model.push_to_hub(repository, token=args.hub_token)
-            processor.push_to_hub(repository, token=args.hub_token)
+            commit = push_to_hub(args.output_dir, repo_id, private=args.hub_private_repo, token=args.hub_token)
+            print(commit.commit_url)
         logger.info("Done in %.0f s: %s", time.monotonic() - started, args.output_dir)
 
 

@@ -13,7 +13,7 @@ from .data import (
     load_speech_dataset,
     prepare_dataset,
 )
-from .deploy import DLDAutomaticSpeechRecognitionPipeline, register_pipeline
+from .deploy import DLDAutomaticSpeechRecognitionPipeline, make_model_card, push_to_hub, register_pipeline
 from .distill import CTCTrainer, CTCTrainingArguments, DLDTrainer, DLDTrainingArguments
 from .models import (
     DLDWav2Vec2ConformerConfig,
@@ -41,7 +41,9 @@ __all__ = [
     "build_character_processor",
     "build_subword_processor",
     "load_speech_dataset",
+    "make_model_card",
     "prepare_dataset",
+    "push_to_hub",
 ]
 
 for _config, _model, _ctc_model in (

@@ -1,14 +1,17 @@
 """Tiny random real models of every architecture variant, made here: no test needs the network, a GPU or a download."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 # no test may reach a hub, and a mistyped name should fail at once instead of after retries
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import huggingface_hub
 import pytest
 import torch
+from hub_server import TOKEN, HubServer
 from transformers import (
     PreTrainedModel,
     Wav2Vec2ConformerConfig,
@@ -92,3 +95,15 @@ def batch() -> dict[str, torch.Tensor]:
     attention_mask[1, 5000:] = 0
     input_values[1, 5000:] = 0.0
     return {"input_values": input_values, "attention_mask": attention_mask}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub on this machine, which `HfApi()` made in this process uses, logged in; for processes, its `environment`."""
+    constants = huggingface_hub.constants
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server

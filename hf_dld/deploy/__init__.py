@@ -1,5 +1,14 @@
-"""Where a trained checkpoint goes: the pipeline."""
+"""Where a trained checkpoint goes: the pipeline, its model card, the Hub."""
 
+from .hub import create_repository, push_to_hub
+from .model_card import make_model_card, write_model_card
 from .pipeline import DLDAutomaticSpeechRecognitionPipeline, register_pipeline
 
-__all__ = ["DLDAutomaticSpeechRecognitionPipeline", "register_pipeline"]
+__all__ = [
+    "DLDAutomaticSpeechRecognitionPipeline",
+    "create_repository",
+    "make_model_card",
+    "push_to_hub",
+    "register_pipeline",
+    "write_model_card",
+]

@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 RUN_FILE = "run.json"
+LIBRARIES = ("torch", "transformers", "datasets")
 
 
 def last_complete_checkpoint(folder: str | Path) -> str | None:
@@ -30,7 +32,8 @@ def _is_complete(checkpoint: Path) -> bool:
 def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
     """Make the folder this run's own, or find that it is: the same command goes on where it was interrupted.
 
-    A run that failed before it left any work behind may be replaced by a corrected one.
+    A run that failed before it left any work behind may be replaced by a corrected one. The versions of the libraries
+    that it starts with are stored beside it, and may be others when it goes on.
 
     Args:
         folder: made when it is missing.
@@ -42,7 +45,8 @@ def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
     folder, run = Path(folder), json.loads(json.dumps(run))
     if (folder / RUN_FILE).exists():
         earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        different = sorted(name for name in run.keys() | earlier.keys() if run.get(name) != earlier.get(name))
+        names = (run.keys() | earlier.keys()) - {"versions"}
+        different = sorted(name for name in names if run.get(name) != earlier.get(name))
         work = [path for path in folder.iterdir() if path.name != RUN_FILE]
         if different and work:
             changes = ", ".join(f"{name}: {earlier.get(name)!r} then, {run.get(name)!r} now" for name in different)
@@ -56,6 +60,7 @@ def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there and not the folder of an earlier run; choose another output_dir.")
     folder.mkdir(parents=True, exist_ok=True)
+    run["versions"] = {library: version(library) for library in LIBRARIES}
     (folder / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,8 +1,10 @@
 """DLD, distillation-based layer dropping (arXiv 2601.16117), as a Trainer."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -16,6 +18,11 @@ from .teacher import check_teacher, freeze
 from .training_args import DLDTrainingArguments
 
 logger = logging.get_logger(__name__)
+
+CARD_TAGS = ("hf_dld", "dynamic-depth", "layer-dropping", "ctc")
+CARD_ARGUMENTS = (
+    "depth_sampling layerdrop ctc_weight kl_weight kl_weight_end kl_temperature kl_direction batch_norm".split()
+)
 
 
 class DLDTrainer(CTCTrainer):
@@ -159,3 +166,30 @@ class DLDTrainer(CTCTrainer):
         if f"{metric_key_prefix}_loss_mean" in metrics:
             metrics[f"{metric_key_prefix}_loss"] = metrics.pop(f"{metric_key_prefix}_loss_mean")
         return output._replace(metrics=metrics)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """The Trainer's draft with the arguments of DLD added; a card that `hf_dld` wrote stays as it is."""
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / "README.md"
+        if path.exists():
+            present = ModelCard.load(path).data.tags or []
+            if "hf_dld" in present and "generated_from_trainer" not in present:
+                return
+        tags = [*([tags] if isinstance(tags, str) else tags or []), *CARD_TAGS]
+        super().create_model_card(language, license, tags, **{"tasks": "automatic-speech-recognition", **kwargs})
+        card = ModelCard.load(path)
+        card.data.pipeline_tag = "automatic-speech-recognition"
+        card.data.metrics = ["wer", "cer"]
+        arguments = "\n".join(f"- {name}: {getattr(self.args, name)}" for name in CARD_ARGUMENTS)
+        card.text += (
+            f"\n### Layer dropping\n\nThe model runs with any number of its {self.num_layers} encoder layers "
+            f"(`num_active_layers`). They were trained with:\n{arguments}\n"
+        )
+        card.save(path)

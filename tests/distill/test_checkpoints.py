@@ -1,5 +1,6 @@
 """Interrupted runs, other runs' folders, and saves that fail."""
 
+import json
 import resource
 import signal
 
@@ -26,6 +27,10 @@ def test_output_dir_of_the_same_run_is_continued(tmp_path):
     claim_output_dir(tmp_path / "run", run)
     (tmp_path / "run" / "model.safetensors").write_text("weights")
     claim_output_dir(tmp_path / "run", run)
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert set(stored.pop("versions")) == {"torch", "transformers", "datasets"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**stored, "versions": {"torch": "1.0"}}))
+    claim_output_dir(tmp_path / "run", run)  # another version of a library is not another run
     with pytest.raises(ValueError, match=r"holds another run.*training: .*'seed': 1.* then, .*'seed': 2.* now"):
         claim_output_dir(tmp_path / "run", {**run, "training": {"seed": 2, "betas": (0.9, 0.98)}})
 

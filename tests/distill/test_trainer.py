@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import NUM_LAYERS, VOCAB_SIZE, make_dynamic, make_stock
+from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from hf_dld import CTCTrainer, CTCTrainingArguments, DataCollatorCTC, DLDTrainer, DLDTrainingArguments
 from hf_dld.data import build_character_processor
+from hf_dld.deploy import write_model_card
 from hf_dld.distill.losses import ctc_loss, kl_loss
 from hf_dld.evaluation.metrics import asr_metrics
 from hf_dld.models.depth import sample_layers
@@ -381,3 +383,23 @@ class TestBadInput:
     def test_impossible_options(self, tmp_path, option, message):
         with pytest.raises(ValueError, match=message):
             arguments(tmp_path, **option)
+
+
+def test_model_card(tmp_path, processor, dataset):
+    trainer = make_trainer(
+        tmp_path, processor, dataset, max_steps=1, kl_weight=0.5, eval_depths=[2], eval_strategy="steps"
+    )
+    trainer.train()
+    trainer.save_model()
+    card_file = tmp_path / "run" / "README.md"
+    trainer.create_model_card(language="en", tags="beeps")
+    draft = ModelCard.load(card_file)
+    assert {"beeps", "hf_dld", "generated_from_trainer"} <= set(draft.data.tags) and draft.data.language == ["en"]
+    assert draft.data.pipeline_tag == "automatic-speech-recognition" and draft.data.metrics == ["wer", "cer"]
+    assert "- depth_sampling: selection\n" in draft.text and "- kl_weight: 0.5\n" in draft.text
+    assert "Wer 2" in draft.text, "the Trainer's own table of results"
+    trainer.create_model_card(language="de")
+    assert ModelCard.load(card_file).data.language == ["de"], "a draft is made anew"
+    card = str(write_model_card(tmp_path / "run"))
+    trainer.create_model_card()
+    assert card_file.read_text() == card, "hf_dld's own card stays"

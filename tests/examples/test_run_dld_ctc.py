@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import yaml
 from conftest import make_dynamic
+from hub_server import TOKEN
 from transformers import pipeline
 
 import hf_dld
@@ -79,6 +80,7 @@ def run(tmp_path, monkeypatch, corpus):
         runpy.run_path(SCRIPT, run_name="__main__")
         return tmp_path / "out"
 
+    call.folder = tmp_path / "out"
     return call
 
 
@@ -90,7 +92,7 @@ def test_end_to_end_and_again(run, corpus, model_config, capsys):
     printed = capsys.readouterr().out
     assert "| active layers | parameters | teacher, cut: WER | teacher, cut: CER | dynamic student: WER" in printed
     assert "reference:" in printed and " 1 layers:" in printed and " 3 layers:" in printed
-    for name in ("depth_report.json", "depth_report.md", "depth_report.png", "teacher/model.safetensors"):
+    for name in ("depth_report.json", "depth_report.md", "depth_report.png", "teacher/model.safetensors", "README.md"):
         assert (output / name).stat().st_size > 0
     report = json.loads((output / "depth_report.json").read_text())
     assert report["utterances"] == 4, "broken, empty, missing and untranscribed utterances are left out"
@@ -101,6 +103,31 @@ def test_end_to_end_and_again(run, corpus, model_config, capsys):
     run(model_config=model_config)  # the same command again: nothing is trained, the same comes out
     assert (output / "model.safetensors").read_bytes() == weights
     assert json.loads((output / "depth_report.json").read_text()) == report
+
+
+def test_push_to_hub(run, hub, capsys):
+    settings = {"push_to_hub": True, "hub_model_id": "beeps", "hub_private_repo": True, "max_steps": 1}
+    with pytest.raises(OSError, match="Could not make or find the repository beeps.*does not accept the token"):
+        run(**settings, hub_token="hf_wrong")  # before any work
+    with pytest.raises(ValueError, match="language must be an ISO 639 code such as 'en'"):
+        run(**settings, hub_token=TOKEN, language="English")
+    hub.fail = lambda method, path: 503 if "/commit/" in path else None
+    facts = {"hub_token": TOKEN, "language": "en", "dataset_license": "CC0"}
+    with pytest.raises(OSError, match=r"the Hub is out of order.*`python -m hf_dld push \S+/out me/beeps`"):
+        run(**settings, **facts)
+    weights = (output := run.folder / "model.safetensors").read_bytes()
+    hub.fail = lambda method, path: None
+    run(**settings, **facts)  # the same command again: nothing is trained, all is pushed
+    assert output.read_bytes() == weights
+    repository = hub.repositories["me/beeps"]
+    assert repository.private and repository.files["model.safetensors"] == weights
+    assert f"{hub.url}/me/beeps/commit/{repository.commits[-1]}" in capsys.readouterr().out
+    for name in ("config.json", "modeling_dld_wavlm.py", "processor_config.json", "depth_report.json"):
+        assert repository.files[name] == (run.folder / name).read_bytes()
+    assert not [path for path in repository.files if "/" in path or path == "run.json"]
+    card = repository.files["README.md"].decode()
+    assert 'model="me/beeps"' in card and "language: en" in card and "training data | CC0 |" in card
+    assert "none, trained from scratch" in card and str(run.folder.parent) not in card
 
 
 def test_a_given_teacher_and_student(run, corpus, tmp_path):
