@@ -13,7 +13,13 @@ from .data import (
     load_speech_dataset,
     prepare_dataset,
 )
-from .deploy import DLDAutomaticSpeechRecognitionPipeline, make_model_card, push_to_hub, register_pipeline
+from .deploy import (
+    DLDAutomaticSpeechRecognitionPipeline,
+    export_static,
+    make_model_card,
+    push_to_hub,
+    register_pipeline,
+)
 from .distill import CTCTrainer, CTCTrainingArguments, DLDTrainer, DLDTrainingArguments
 from .models import (
     DLDWav2Vec2ConformerConfig,
@@ -40,6 +46,7 @@ __all__ = [
     "DataCollatorCTC",
     "build_character_processor",
     "build_subword_processor",
+    "export_static",
     "load_speech_dataset",
     "make_model_card",
     "prepare_dataset",

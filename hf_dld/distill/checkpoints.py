@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,12 +74,25 @@ def save_whole(folder: str | Path, *parts: Any) -> None:
     Raises:
         OSError: naming the folder and what went wrong; half-written files are removed.
     """
+    try:
+        with whole_folder(folder) as beside:
+            for part in parts:
+                part.save_pretrained(beside)
+    except Exception as error:  # safetensors has an error class of its own for a full disk
+        raise OSError(
+            f"Could not save to {folder}: {error}. What was saved there before, and the checkpoints of this run, are "
+            "as they were: free some space and repeat the command to continue."
+        ) from error
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A new folder to write to, which takes the place of `folder` at the end; after an error nothing of it stays."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for part in parts:
-            part.save_pretrained(beside)
+        yield beside
         if folder.exists():
             # files of the run that lie there too, such as checkpoints, stay
             for path in beside.iterdir():
@@ -85,10 +100,5 @@ def save_whole(folder: str | Path, *parts: Any) -> None:
         else:
             os.chmod(beside, 0o755)  # mkdtemp's folders are closed to others
             os.replace(beside, folder)
-    except Exception as error:  # safetensors has an error class of its own for a full disk
-        raise OSError(
-            f"Could not save to {folder}: {error}. What was saved there before, and the checkpoints of this run, are "
-            "as they were: free some space and repeat the command to continue."
-        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
