@@ -6,21 +6,8 @@ Importing the package registers the dynamic models with the Auto classes and the
 
 from transformers import AutoConfig, AutoModel, AutoModelForCTC
 
-from .data import (
-    DataCollatorCTC,
-    build_character_processor,
-    build_subword_processor,
-    load_speech_dataset,
-    prepare_dataset,
-)
-from .deploy import (
-    DLDAutomaticSpeechRecognitionPipeline,
-    export_static,
-    make_model_card,
-    push_to_hub,
-    register_pipeline,
-)
-from .distill import CTCTrainer, CTCTrainingArguments, DLDTrainer, DLDTrainingArguments
+from .deploy.pipeline import DLDAutomaticSpeechRecognitionPipeline, register_pipeline
+from .lazy import lazy_attributes
 from .models import (
     DLDWav2Vec2ConformerConfig,
     DLDWav2Vec2ConformerForCTC,
@@ -31,27 +18,32 @@ from .models import (
 )
 
 __version__ = "0.1.0"
+# what running a model does not need is imported when it is used
+_MODULES = {
+    "CTCTrainer": "distill",
+    "CTCTrainingArguments": "distill",
+    "DLDTrainer": "distill",
+    "DLDTrainingArguments": "distill",
+    "DataCollatorCTC": "data",
+    "build_character_processor": "data",
+    "build_subword_processor": "data",
+    "export_static": "deploy",
+    "load_speech_dataset": "data",
+    "make_model_card": "deploy",
+    "prepare_dataset": "data",
+    "push_to_hub": "deploy",
+}
 __all__ = [
-    "CTCTrainer",
-    "CTCTrainingArguments",
     "DLDAutomaticSpeechRecognitionPipeline",
-    "DLDTrainer",
-    "DLDTrainingArguments",
     "DLDWav2Vec2ConformerConfig",
     "DLDWav2Vec2ConformerForCTC",
     "DLDWav2Vec2ConformerModel",
     "DLDWavLMConfig",
     "DLDWavLMForCTC",
     "DLDWavLMModel",
-    "DataCollatorCTC",
-    "build_character_processor",
-    "build_subword_processor",
-    "export_static",
-    "load_speech_dataset",
-    "make_model_card",
-    "prepare_dataset",
-    "push_to_hub",
+    *_MODULES,
 ]
+__getattr__ = lazy_attributes(__name__, _MODULES)
 
 for _config, _model, _ctc_model in (
     (DLDWavLMConfig, DLDWavLMModel, DLDWavLMForCTC),

@@ -1,27 +1,19 @@
 """Speech in, batches out: corpora, decoding, vocabularies, filters and the collator."""
 
-from .audio import AudioError, decode_audio
-from .collator import DataCollatorCTC
-from .datasets import load_speech_dataset
-from .filtering import FilterReport, prepare_dataset
-from .vocabulary import (
-    build_character_processor,
-    build_subword_processor,
-    check_transcripts,
-    decode_labels,
-    encode_text,
-)
+from ..lazy import lazy_attributes
 
-__all__ = [
-    "AudioError",
-    "DataCollatorCTC",
-    "FilterReport",
-    "build_character_processor",
-    "build_subword_processor",
-    "check_transcripts",
-    "decode_audio",
-    "decode_labels",
-    "encode_text",
-    "load_speech_dataset",
-    "prepare_dataset",
-]
+_MODULES = {
+    "AudioError": "audio",
+    "DataCollatorCTC": "collator",
+    "FilterReport": "filtering",
+    "build_character_processor": "vocabulary",
+    "build_subword_processor": "vocabulary",
+    "check_transcripts": "vocabulary",
+    "decode_audio": "audio",
+    "decode_labels": "vocabulary",
+    "encode_text": "vocabulary",
+    "load_speech_dataset": "datasets",
+    "prepare_dataset": "filtering",
+}
+__all__ = list(_MODULES)
+__getattr__ = lazy_attributes(__name__, _MODULES)

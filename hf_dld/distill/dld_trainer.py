@@ -48,7 +48,7 @@ class DLDTrainer(CTCTrainer):
 
     Raises:
         ValueError: for a teacher with another vocabulary, blank or frame rate; a weight for a KL without a teacher;
-            an impossible depth in `eval_depths`.
+            an impossible depth in `eval_depths`; a student with pruned layers.
     """
 
     args: DLDTrainingArguments
@@ -68,6 +68,11 @@ class DLDTrainer(CTCTrainer):
                 "kl_weight=0 for plain layer dropping."
             )
         config = model.config
+        if config.pruned_layers:
+            raise ValueError(
+                f"DLD trains every layer, and {config.pruned_layers} of the student were pruned when it was loaded: "
+                "load it without prune_inactive_layers, or train it at its one depth with CTCTrainer."
+            )
         self.num_layers = config.num_hidden_layers
         # checked before any weight is moved: a wrong depth should cost seconds
         self.eval_depths = [check_num_active_layers(depth, self.num_layers) for depth in args.eval_depths or []]

@@ -4,9 +4,16 @@ from typing import Any
 
 from transformers import PreTrainedConfig, Wav2Vec2ConformerConfig, WavLMConfig
 
-from .depth import LAYER_SELECTIONS, check_active_layers, check_depth_schedule, check_num_active_layers, select_layers
+from .depth import (
+    LAYER_SELECTIONS,
+    check_active_layers,
+    check_depth_schedule,
+    check_num_active_layers,
+    check_present,
+    select_layers,
+)
 
-_DEPTH_FIELDS = ("num_active_layers", "active_layers", "layer_selection", "depth_schedule")
+_DEPTH_FIELDS = ("num_active_layers", "active_layers", "layer_selection", "depth_schedule", "pruned_layers")
 
 
 class DynamicDepthConfigMixin:
@@ -28,6 +35,19 @@ class DynamicDepthConfigMixin:
             check_num_active_layers(self.num_active_layers, self.num_hidden_layers)
         if self.active_layers is not None:
             check_active_layers(self.active_layers, self.num_hidden_layers)
+        if self.pruned_layers is not None:
+            check_active_layers(self.pruned_layers, self.num_hidden_layers, "pruned_layers")
+            self.resolve_active_layers()
+
+    @property
+    def present_layers(self) -> tuple[int, ...]:
+        """Ascending 0-based indices of the encoder layers that were not pruned."""
+        return tuple(index for index in range(self.num_hidden_layers) if index not in (self.pruned_layers or ()))
+
+    def prune_inactive_layers(self) -> None:
+        """Leave out, in the models made from this configuration, the layers that it does not run."""
+        active_layers = self.resolve_active_layers()
+        self.pruned_layers = [index for index in range(self.num_hidden_layers) if index not in active_layers] or None
 
     def resolve_active_layers(
         self, active_layers: Any | None = None, num_active_layers: int | None = None
@@ -38,15 +58,19 @@ class DynamicDepthConfigMixin:
             Ascending 0-based indices.
 
         Raises:
-            ValueError: for an impossible count or index.
+            ValueError: for an impossible count or index, or a layer that was pruned.
         """
         if active_layers is None and num_active_layers is None:
             active_layers, num_active_layers = self.active_layers, self.num_active_layers
         if active_layers is not None:
-            return check_active_layers(active_layers, self.num_hidden_layers)
-        if num_active_layers is not None:
-            return select_layers(num_active_layers, self.num_hidden_layers, self.layer_selection, self.depth_schedule)
-        return tuple(range(self.num_hidden_layers))
+            layers = check_active_layers(active_layers, self.num_hidden_layers)
+        elif num_active_layers is not None:
+            layers = select_layers(num_active_layers, self.num_hidden_layers, self.layer_selection, self.depth_schedule)
+        else:
+            layers = tuple(range(self.num_hidden_layers))
+        if self.pruned_layers:
+            check_present(layers, self.pruned_layers, self.num_hidden_layers)
+        return layers
 
     def to_static(self, num_hidden_layers: int) -> PreTrainedConfig:
         """The stock configuration of a model of so many layers; what only the dynamic one knows is left out."""
@@ -70,7 +94,11 @@ class DynamicDepthConfigMixin:
         depth = {name: kwargs[name] for name in _DEPTH_FIELDS if name in kwargs}
         if "num_active_layers" in depth:
             depth.setdefault("active_layers", None)
-        return super().from_dict({**config_dict, **depth}, **kwargs)
+        prune_inactive_layers = kwargs.pop("prune_inactive_layers", False)
+        loaded = super().from_dict({**config_dict, **depth}, **kwargs)
+        if prune_inactive_layers:
+            (loaded[0] if isinstance(loaded, tuple) else loaded).prune_inactive_layers()
+        return loaded
 
 
 class DLDWavLMConfig(DynamicDepthConfigMixin, WavLMConfig):
@@ -82,6 +110,8 @@ class DLDWavLMConfig(DynamicDepthConfigMixin, WavLMConfig):
         layer_selection (`str`, defaults to `"even"`): how a count becomes indices: `"even"`, `"first"` or
             `"schedule"`.
         depth_schedule (`list[list[int]]`, *optional*): `depth_schedule[k - 1]` are the layers for the count k.
+        pruned_layers (`list[int]`, *optional*): layers that the model does not have, though it keeps their indices;
+            `from_pretrained(..., prune_inactive_layers=True)` sets it.
         mask_feature_min_masks (`int`, defaults to 0): minimum number of SpecAugment masks along the features; the
             stock configuration lacks it, so that stock WavLM fails when `mask_feature_prob > 0`.
         ctc_zero_infinity (`bool`, defaults to `True`): a transcript longer than its frames counts as loss 0.
@@ -96,6 +126,7 @@ class DLDWavLMConfig(DynamicDepthConfigMixin, WavLMConfig):
     active_layers: list[int] | tuple[int, ...] | None = None
     layer_selection: str = "even"
     depth_schedule: list[list[int]] | None = None
+    pruned_layers: list[int] | None = None
     mask_feature_min_masks: int = 0
     ctc_zero_infinity: bool = True
 
@@ -109,6 +140,8 @@ class DLDWav2Vec2ConformerConfig(DynamicDepthConfigMixin, Wav2Vec2ConformerConfi
         layer_selection (`str`, defaults to `"even"`): how a count becomes indices: `"even"`, `"first"` or
             `"schedule"`.
         depth_schedule (`list[list[int]]`, *optional*): `depth_schedule[k - 1]` are the layers for the count k.
+        pruned_layers (`list[int]`, *optional*): layers that the model does not have, though it keeps their indices;
+            `from_pretrained(..., prune_inactive_layers=True)` sets it.
         ctc_zero_infinity (`bool`, defaults to `True`): a transcript longer than its frames counts as loss 0.
 
     The stock `layerdrop` is read but never applied: training draws its layers outside of the model.
@@ -121,4 +154,5 @@ class DLDWav2Vec2ConformerConfig(DynamicDepthConfigMixin, Wav2Vec2ConformerConfi
     active_layers: list[int] | tuple[int, ...] | None = None
     layer_selection: str = "even"
     depth_schedule: list[list[int]] | None = None
+    pruned_layers: list[int] | None = None
     ctc_zero_infinity: bool = True

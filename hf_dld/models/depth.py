@@ -25,12 +25,15 @@ def check_num_active_layers(num_active_layers: int, num_hidden_layers: int) -> i
     return count
 
 
-def check_active_layers(active_layers: Sequence[int], num_hidden_layers: int) -> tuple[int, ...]:
+def check_active_layers(
+    active_layers: Sequence[int], num_hidden_layers: int, name: str = "active_layers"
+) -> tuple[int, ...]:
     """Return the layer indices as a tuple, or raise `ValueError` when they do not name layers of the encoder.
 
     Args:
         active_layers: strictly ascending 0-based indices, at least one.
         num_hidden_layers: layers of the encoder.
+        name: what the error calls them.
     """
     try:
         if isinstance(active_layers, str) or any(isinstance(index, bool) for index in active_layers):
@@ -41,10 +44,22 @@ def check_active_layers(active_layers: Sequence[int], num_hidden_layers: int) ->
     in_range = all(0 <= index < num_hidden_layers for index in indices)
     if not indices or not in_range or any(low >= high for low, high in zip(indices, indices[1:], strict=False)):
         raise ValueError(
-            f"active_layers must be strictly ascending layer indices from 0 to {num_hidden_layers - 1}, at least one, "
+            f"{name} must be strictly ascending layer indices from 0 to {num_hidden_layers - 1}, at least one, "
             f"because the encoder has {num_hidden_layers} layers; got {active_layers!r}."
         )
     return indices
+
+
+def check_present(active_layers: Sequence[int], pruned_layers: Sequence[int], num_hidden_layers: int) -> None:
+    """Raise `ValueError` if one of the layers that should run was pruned."""
+    absent = [index for index in active_layers if index in pruned_layers]
+    if absent:
+        present = [index for index in range(num_hidden_layers) if index not in pruned_layers]
+        raise ValueError(
+            f"Layers {list(active_layers)} cannot run: {absent} were pruned when the model was loaded with "
+            f"prune_inactive_layers=True, which left {present} of {num_hidden_layers} layers. Load the whole "
+            "checkpoint without prune_inactive_layers, or with the layers that you need."
+        )
 
 
 def check_depth_schedule(depth_schedule: Sequence[Sequence[int]], num_hidden_layers: int) -> None:

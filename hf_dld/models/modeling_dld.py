@@ -1,11 +1,13 @@
 """What the dynamic models share: the encoder loop that obeys a set of active layers, and the model's own setting."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class LayerOutput(nn.Module):
@@ -19,11 +21,35 @@ class LayerOutput(nn.Module):
         return layer_output
 
 
+class PrunedLayer(nn.Module):
+    """Keeps the index of a layer that the model does not have, so that the others keep theirs. It cannot run."""
+
+
+@contextmanager
+def stock_layers(config: PreTrainedConfig, count: int) -> Iterator[None]:
+    """Let a stock constructor build `count` encoder layers; it gets `config` itself, which all modules share."""
+    num_hidden_layers, config.num_hidden_layers = config.num_hidden_layers, count
+    try:
+        yield
+    finally:
+        config.num_hidden_layers = num_hidden_layers
+
+
 class DynamicDepthEncoderMixin:
     """The loop of an encoder that runs some of its `layers`; a skipped layer passes its input on and costs nothing.
 
     The gate of DLD (arXiv 2601.16117): y + g * f(y) with g in {0, 1}, decided before the loop.
     """
+
+    def __init__(self, config: Any):
+        present = config.present_layers
+        with stock_layers(config, len(present)):
+            super().__init__(config)
+        built = dict(zip(present, self.layers, strict=True))
+        self.layers = nn.ModuleList(
+            built[index] if index in built else PrunedLayer() for index in range(config.num_hidden_layers)
+        )
+        self.layer_output = LayerOutput()
 
     def run_layers(
         self, hidden_states: torch.Tensor, active_layers: tuple[int, ...], **layer_kwargs: Any
@@ -40,6 +66,32 @@ class DynamicDepthEncoderMixin:
 
 class DynamicDepthModelMixin:
     """Which layers a model runs when a call does not say: read and set on the model and any head on top of it."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, config: Any | None = None, **kwargs: Any) -> Any:
+        """As in Transformers, from a dynamic or a stock checkpoint, and with a depth.
+
+        Args:
+            args, config, kwargs: as in `PreTrainedModel.from_pretrained`.
+            num_active_layers, active_layers, layer_selection, depth_schedule: replace the checkpoint's own.
+            prune_inactive_layers (`bool`, defaults to `False`): leave out the layers that do not run: they take no
+                memory, and their tensors are not read. All indices stay those of the whole model, and asking for a
+                pruned layer is an error. The model can be trained at this depth, exported and saved; what is saved is
+                pruned when it is loaded again.
+        """
+        if isinstance(config, PreTrainedConfig):
+            # no configuration is loaded, which would take this argument as it takes the depth
+            if kwargs.pop("prune_inactive_layers", False):
+                config = copy.deepcopy(config)
+                config.prune_inactive_layers()
+        return super().from_pretrained(*args, config=config, **kwargs)
+
+    def post_init(self) -> None:
+        if self.config.pruned_layers:
+            pruned = "|".join(map(str, self.config.pruned_layers))
+            ignored = self._keys_to_ignore_on_load_unexpected or ()
+            self._keys_to_ignore_on_load_unexpected = {*ignored, rf"encoder\.layers\.({pruned})\."}
+        super().post_init()
 
     @property
     def active_layers(self) -> tuple[int, ...]:
@@ -59,10 +111,11 @@ class DynamicDepthModelMixin:
                 indices themselves, or `None` for all.
 
         Raises:
-            ValueError: for an impossible count or index; the setting stays as it was.
+            ValueError: for an impossible count or index, or a pruned layer; the setting stays as it was.
         """
         if active_layers is None or isinstance(active_layers, int | str):
-            self.config.resolve_active_layers(num_active_layers=active_layers)
+            count = self.config.num_hidden_layers if active_layers is None else active_layers
+            self.config.resolve_active_layers(num_active_layers=count)
             self.config.num_active_layers, self.config.active_layers = active_layers, None
         else:
             indices = self.config.resolve_active_layers(active_layers=active_layers)

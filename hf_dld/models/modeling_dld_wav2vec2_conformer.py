@@ -16,15 +16,18 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_dld import DLDWav2Vec2ConformerConfig
-from .modeling_dld import DynamicDepthEncoderMixin, DynamicDepthModelMixin, LayerOutput, ctc_head, zero_padding
+from .modeling_dld import (
+    DynamicDepthEncoderMixin,
+    DynamicDepthModelMixin,
+    LayerOutput,
+    ctc_head,
+    stock_layers,
+    zero_padding,
+)
 
 
 class DLDWav2Vec2ConformerEncoder(DynamicDepthEncoderMixin, Wav2Vec2ConformerEncoder):
     """The Conformer encoder: `hidden_states` (batch, frames, hidden) through the active layers."""
-
-    def __init__(self, config: DLDWav2Vec2ConformerConfig):
-        super().__init__(config)
-        self.layer_output = LayerOutput()
 
     def forward(
         self,
@@ -72,7 +75,8 @@ class DLDWav2Vec2ConformerModel(DLDWav2Vec2ConformerPreTrainedModel, Wav2Vec2Con
     stock_class = Wav2Vec2ConformerModel
 
     def __init__(self, config: DLDWav2Vec2ConformerConfig):
-        super().__init__(config)
+        with stock_layers(config, 0 if config.pruned_layers else config.num_hidden_layers):
+            super().__init__(config)
         self.encoder = DLDWav2Vec2ConformerEncoder(config)
         if self.adapter is not None:
             self.adapter.layerdrop = 0.0  # skipping an adapter layer would change the number of frames

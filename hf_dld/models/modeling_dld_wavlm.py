@@ -16,7 +16,14 @@ from transformers.models.wavlm.modeling_wavlm import (
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_dld import DLDWavLMConfig
-from .modeling_dld import DynamicDepthEncoderMixin, DynamicDepthModelMixin, LayerOutput, ctc_head, zero_padding
+from .modeling_dld import (
+    DynamicDepthEncoderMixin,
+    DynamicDepthModelMixin,
+    LayerOutput,
+    ctc_head,
+    stock_layers,
+    zero_padding,
+)
 
 
 def eager_attention_forward(
@@ -107,14 +114,27 @@ class DLDWavLMAttention(WavLMAttention):
         return gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0
 
 
+class RelativePositionBias(nn.Module):
+    """What every depth needs of layer 0, where that layer itself was pruned; the tensor keeps its name."""
+
+    compute_bias = WavLMAttention.compute_bias
+    _relative_positions_bucket = WavLMAttention._relative_positions_bucket
+
+    def __init__(self, config: DLDWavLMConfig):
+        super().__init__()
+        self.num_buckets, self.max_distance = config.num_buckets, config.max_bucket_distance
+        self.rel_attn_embed = nn.Embedding(config.num_buckets, config.num_attention_heads)
+
+
 class DynamicWavLMEncoderMixin(DynamicDepthEncoderMixin):
     """What the two WavLM encoders share; they differ in whether the layer norm comes before or after the layers."""
 
     def __init__(self, config: DLDWavLMConfig):
         super().__init__(config)
-        for index, layer in enumerate(self.layers):
-            layer.attention = DLDWavLMAttention(config, has_relative_position_bias=index == 0)
-        self.layer_output = LayerOutput()
+        for index in config.present_layers:
+            self.layers[index].attention = DLDWavLMAttention(config, has_relative_position_bias=index == 0)
+        if 0 not in config.present_layers:
+            self.layers[0].attention = RelativePositionBias(config)
 
     def run_wavlm_layers(
         self,
@@ -182,7 +202,8 @@ class DLDWavLMModel(DLDWavLMPreTrainedModel, WavLMModel):
     stock_class = WavLMModel
 
     def __init__(self, config: DLDWavLMConfig):
-        super().__init__(config)
+        with stock_layers(config, 0 if config.pruned_layers else config.num_hidden_layers):
+            super().__init__(config)
         encoder_class = DLDWavLMEncoderStableLayerNorm if config.do_stable_layer_norm else DLDWavLMEncoder
         self.encoder = encoder_class(config)
         if self.adapter is not None:

@@ -22,6 +22,14 @@ assert model.active_layers == (0, 3), model.active_layers
 with torch.no_grad():
     logits = model(torch.tensor(samples)[None], active_layers=[1, 2]).logits
 numpy.save("logits.npy", logits.numpy())
+pruned = AutoModelForCTC.from_pretrained(
+    "checkpoint", trust_remote_code=True, active_layers=[1, 2], prune_inactive_layers=True
+)
+pruned.save_pretrained("pruned")
+pruned = AutoModelForCTC.from_pretrained("pruned", trust_remote_code=True)
+assert pruned.config.present_layers == (1, 2), pruned.config
+with torch.no_grad():
+    assert torch.equal(pruned(torch.tensor(samples)[None]).logits, logits)
 recognise = pipeline(
     "automatic-speech-recognition",
     model="checkpoint",
