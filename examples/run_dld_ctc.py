@@ -18,10 +18,10 @@ from typing import Any
 
 import datasets
 import transformers
-from transformers import AutoConfig, AutoModelForCTC, AutoProcessor, HfArgumentParser, pipeline, set_seed
+from transformers import AutoConfig, AutoModelForCTC, HfArgumentParser, pipeline, set_seed
 
 import hf_dld
-from hf_dld.data import load_speech_dataset, prepare_dataset
+from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset
 from hf_dld.deploy import create_repository, push_to_hub, write_model_card
 from hf_dld.deploy.model_card import CARD_FILE, check_facts, is_own_card
 from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint, save_whole
@@ -141,7 +141,7 @@ def make_processor(model_args: ModelArguments, data_args: DataArguments, train: 
     """The teacher's or student's own processor, or one with a vocabulary from the training transcripts."""
     source = model_args.teacher if model_args.teacher not in (None, "self") else model_args.student
     if source not in (None, "config"):
-        return AutoProcessor.from_pretrained(source)
+        return load_processor(source)
     # group-norm feature encoders are trained without a mask, as the published ones were
     masked = model_args.model_config.get("feat_extract_norm", "group") == "layer"
     options = {"sampling_rate_hz": data_args.sampling_rate_hz, "return_attention_mask": masked}

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCTC
 from .deploy.pipeline import DLDAutomaticSpeechRecognitionPipeline, register_pipeline
 from .lazy import lazy_attributes
 from .models import (
+    CheckpointError,
     DLDWav2Vec2ConformerConfig,
     DLDWav2Vec2ConformerForCTC,
     DLDWav2Vec2ConformerModel,
@@ -16,8 +17,9 @@ from .models import (
     DLDWavLMForCTC,
     DLDWavLMModel,
 )
+from .models.configuration_dld import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 # what running a model does not need is imported when it is used
 _MODULES = {
     "CTCTrainer": "distill",
@@ -34,6 +36,7 @@ _MODULES = {
     "push_to_hub": "deploy",
 }
 __all__ = [
+    "CheckpointError",
     "DLDAutomaticSpeechRecognitionPipeline",
     "DLDWav2Vec2ConformerConfig",
     "DLDWav2Vec2ConformerForCTC",

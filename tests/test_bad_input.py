@@ -3,6 +3,7 @@
 To write the table anew: python tests/test_bad_input.py
 """
 
+import json
 import re
 import resource
 import signal
@@ -14,9 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import make_dynamic, make_stock
+from transformers import AutoModelForCTC, pipeline
 
-from hf_dld import DLDTrainer, DLDTrainingArguments, build_character_processor, load_speech_dataset, prepare_dataset
+from hf_dld import (
+    CheckpointError,
+    DLDTrainer,
+    DLDTrainingArguments,
+    build_character_processor,
+    export_static,
+    load_speech_dataset,
+    prepare_dataset,
+)
 from hf_dld.data import decode_audio
 from hf_dld.distill.checkpoints import claim_output_dir, save_whole
 
@@ -94,6 +105,57 @@ def another_run(folder):
     claim_output_dir(folder / "out", {"seed": 2})
 
 
+def checkpoint(folder):
+    make_dynamic("wavlm").save_pretrained(folder / "model")
+    build_character_processor(["abc"]).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def truncated(folder):
+    weights = checkpoint(folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    AutoModelForCTC.from_pretrained(weights.parent)
+
+
+def other_shapes(folder):
+    config = checkpoint(folder) / "config.json"
+    config.write_text(config.read_text().replace('"vocab_size": 12', '"vocab_size": 40'))
+    AutoModelForCTC.from_pretrained(config.parent)
+
+
+def more_layers(folder):
+    AutoModelForCTC.from_pretrained(checkpoint(folder), num_hidden_layers=6)
+
+
+def weights_in_a_pickle(folder):
+    weights = checkpoint(folder) / "model.safetensors"
+    torch.save({}, weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    AutoModelForCTC.from_pretrained(weights.parent)
+
+
+def newer_version(folder):
+    config = checkpoint(folder) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hf_dld_version": "9.1.0", "exit_layers": [2]}))
+    AutoModelForCTC.from_pretrained(config.parent)
+
+
+def no_tokenizer(folder):
+    model = checkpoint(folder)
+    (model / "tokenizer_config.json").unlink()
+    (model / "vocab.json").unlink()
+    pipeline("automatic-speech-recognition", model=str(model))
+
+
+def pruned_layer(folder):
+    pruned = AutoModelForCTC.from_pretrained(checkpoint(folder), num_active_layers=2, prune_inactive_layers=True)
+    pruned.set_active_layers(3)
+
+
+def export_over_something(folder):
+    export_static(checkpoint(folder), folder / "model", 2)
+
+
 def depth(count):
     return lambda folder: make_dynamic("wavlm").set_active_layers(count)
 
@@ -150,6 +212,19 @@ CASES: list[tuple[str, str, Callable[[Path], str | None], str]] = [
         for count in (0, -1, 13, "six")
     ),
     ("an output directory of another run", ERROR, another_run, r"FOLDER/out holds another run.*seed: 1 then, 2 now"),
+    ("a truncated model.safetensors", ERROR, truncated, r"model.safetensors \(1000 bytes\) of FOLDER/model is not a"),
+    (
+        "weights of other shapes than config.json says",
+        ERROR,
+        other_shapes,
+        r"2 tensors of another shape than its config.json",
+    ),
+    ("fewer layers than config.json says", ERROR, more_layers, r"lacks tensors of encoder layers \[4, 5\]"),
+    ("weights in a pickle", ERROR, weights_in_a_pickle, r"pytorch_model.bin, a pickle.*pass use_safetensors=False"),
+    ("a checkpoint of a newer hf_dld", ERROR, newer_version, r"saved by hf_dld 9.1.0.*does not know its exit_layers"),
+    ("a checkpoint without its tokenizer", ERROR, no_tokenizer, r"FOLDER/model has no tokenizer that can be loaded"),
+    ("a layer that was pruned", ERROR, pruned_layer, r"Layers \[0, 2, 3\] cannot run: \[2\] were pruned"),
+    ("an export over something else", ERROR, export_over_something, r"FOLDER/model is there already and not an empty"),
     ("a full disk while saving", ERROR, full_disk, r"Could not save to FOLDER/model.*as they were: free some space"),
 ]
 
@@ -158,7 +233,7 @@ def answer(attempt: Callable[[Path], str | None], folder: Path) -> tuple[bool, s
     """Whether it was an error, and what the user reads, with the folder's name replaced."""
     try:
         failed, text = False, attempt(folder) or ""
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         failed, text = True, str(error)
     return failed, re.sub(re.escape(str(folder)), "FOLDER", text)
 

@@ -54,7 +54,8 @@ def add_export_command(commands: Any) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
-    from ..deploy.static import check_free, export_static, load_dynamic, load_processor, upload_export
+    from ..data import load_processor
+    from ..deploy.static import check_free, export_static, load_dynamic, upload_export
 
     depths: list[Any] = list(dict.fromkeys(args.num_active_layers or [])) or [args.active_layers]
     several = len(depths) > 1

@@ -12,6 +12,7 @@ _MODULES = {
     "decode_audio": "audio",
     "decode_labels": "vocabulary",
     "encode_text": "vocabulary",
+    "load_processor": "processors",
     "load_speech_dataset": "datasets",
     "prepare_dataset": "filtering",
 }

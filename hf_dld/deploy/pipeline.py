@@ -22,6 +22,21 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     torchaudio.
     """
 
+    # loaded if they are there, so that a missing one can be named here: Transformers' own error says nothing of it
+    _load_tokenizer = None
+    _load_feature_extractor = None
+
+    def __init__(self, model: Any, feature_extractor: Any = None, tokenizer: Any = None, **kwargs: Any):
+        parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
+        missing = [name for name, part in parts.items() if part is None]
+        if missing:
+            raise ValueError(
+                f"{model.name_or_path or type(model).__name__} has no {' and no '.join(missing)} that can be loaded, "
+                "and speech recognition needs both: save the model's processor beside it with "
+                f"processor.save_pretrained, or pass {' and '.join(f'{name}=' for name in missing)} to pipeline()."
+            )
+        super().__init__(model, feature_extractor=feature_extractor, tokenizer=tokenizer, **kwargs)
+
     @property
     def is_dynamic(self) -> bool:
         return hasattr(self.model.config, "resolve_active_layers")

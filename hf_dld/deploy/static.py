@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoConfig, AutoModelForCTC, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModelForCTC, PreTrainedModel, ProcessorMixin
 
+from ..data import load_processor
 from ..distill.batch_norm import reestimate_batch_norm
 from ..distill.checkpoints import whole_folder
 from ..models import DYNAMIC_CLASSES
@@ -109,14 +110,6 @@ def load_dynamic(checkpoint: str | Path) -> PreTrainedModel:
             f"{', '.join(sorted(DYNAMIC_CLASSES))}."
         )
     return DYNAMIC_CLASSES[model_type].from_pretrained(checkpoint)
-
-
-def load_processor(checkpoint: str | Path) -> ProcessorMixin:
-    """The processor of a checkpoint: feature extractor and tokenizer."""
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    if not hasattr(processor, "feature_extractor") or not hasattr(processor, "tokenizer"):
-        raise ValueError(f"{checkpoint} has no feature extractor with a tokenizer, but a {type(processor).__name__}.")
-    return processor
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What runs. The files of this folder import nothing of the rest, so that they can travel inside a checkpoint."""
 
 from .configuration_dld import DLDWav2Vec2ConformerConfig, DLDWavLMConfig
+from .loading import CheckpointError
 from .modeling_dld_wav2vec2_conformer import DLDWav2Vec2ConformerForCTC, DLDWav2Vec2ConformerModel
 from .modeling_dld_wavlm import DLDWavLMForCTC, DLDWavLMModel
 
@@ -13,6 +14,7 @@ DYNAMIC_CLASSES = {
 
 __all__ = [
     "DYNAMIC_CLASSES",
+    "CheckpointError",
     "DLDWav2Vec2ConformerConfig",
     "DLDWav2Vec2ConformerForCTC",
     "DLDWav2Vec2ConformerModel",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from packaging.version import parse
 from transformers import PreTrainedConfig, Wav2Vec2ConformerConfig, WavLMConfig
 
 from .depth import (
@@ -14,6 +15,9 @@ from .depth import (
 )
 
 _DEPTH_FIELDS = ("num_active_layers", "active_layers", "layer_selection", "depth_schedule", "pruned_layers")
+
+VERSION = "0.1.0"
+"""The version of hf_dld, here because this file travels inside checkpoints; stored in their config.json."""
 
 
 class DynamicDepthConfigMixin:
@@ -72,6 +76,9 @@ class DynamicDepthConfigMixin:
             check_present(layers, self.pruned_layers, self.num_hidden_layers)
         return layers
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        return {**super().to_diff_dict(), "hf_dld_version": VERSION}
+
     def to_static(self, num_hidden_layers: int) -> PreTrainedConfig:
         """The stock configuration of a model of so many layers; what only the dynamic one knows is left out."""
         fields = self.to_dict()
@@ -82,6 +89,8 @@ class DynamicDepthConfigMixin:
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        if not config_dict:  # Transformers would go on with the default configuration
+            raise OSError(f"{args[0]} has no config.json, so it is not a checkpoint.")
         # a stock checkpoint is meant to load here, so the warning about its model_type would only scare
         if config_dict.get("model_type") == cls.stock_config_class.model_type:
             config_dict["model_type"] = cls.model_type
@@ -95,10 +104,33 @@ class DynamicDepthConfigMixin:
         if "num_active_layers" in depth:
             depth.setdefault("active_layers", None)
         prune_inactive_layers = kwargs.pop("prune_inactive_layers", False)
-        loaded = super().from_dict({**config_dict, **depth}, **kwargs)
+        fields = {**config_dict, **depth}
+        check_version(fields.pop("hf_dld_version", VERSION), fields, cls)
+        loaded = super().from_dict(fields, **kwargs)
         if prune_inactive_layers:
             (loaded[0] if isinstance(loaded, tuple) else loaded).prune_inactive_layers()
         return loaded
+
+
+def check_version(saved_by: str, fields: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
+    """Raise `ValueError` if a newer hf_dld saved what this one does not know, and would run without.
+
+    Args:
+        saved_by: version of hf_dld that saved the configuration.
+        fields: what it saved.
+        config_class: what it is loaded into.
+    """
+    if parse(saved_by) <= parse(VERSION):
+        return
+    known = {*config_class().to_dict(), "auto_map"}
+    unknown = sorted(name for name in fields if name not in known)
+    if fields.get("layer_selection", "even") not in LAYER_SELECTIONS:
+        unknown.append(f"layer_selection={fields['layer_selection']!r}")
+    if unknown:
+        raise ValueError(
+            f"This checkpoint was saved by hf_dld {saved_by}, and hf_dld {VERSION}, which is installed, does not know "
+            f"its {', '.join(unknown)}. Upgrade: pip install --upgrade hf_dld."
+        )
 
 
 class DLDWavLMConfig(DynamicDepthConfigMixin, WavLMConfig):

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .loading import check_loading, explained_errors
+
 
 class LayerOutput(nn.Module):
     """Passes a layer's output on; skipped or not, every layer goes through here once.
@@ -68,23 +70,50 @@ class DynamicDepthModelMixin:
     """Which layers a model runs when a call does not say: read and set on the model and any head on top of it."""
 
     @classmethod
-    def from_pretrained(cls, *args: Any, config: Any | None = None, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        config: Any | None = None,
+        use_safetensors: bool | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """As in Transformers, from a dynamic or a stock checkpoint, and with a depth.
 
         Args:
-            args, config, kwargs: as in `PreTrainedModel.from_pretrained`.
+            pretrained_model_name_or_path, args, config, ignore_mismatched_sizes, output_loading_info, kwargs: as in
+                `PreTrainedModel.from_pretrained`.
+            use_safetensors: `False` loads a pickle (`pytorch_model.bin`); nothing else does.
             num_active_layers, active_layers, layer_selection, depth_schedule: replace the checkpoint's own.
             prune_inactive_layers (`bool`, defaults to `False`): leave out the layers that do not run: they take no
                 memory, and their tensors are not read. All indices stay those of the whole model, and asking for a
                 pruned layer is an error. The model can be trained at this depth, exported and saved; what is saved is
                 pruned when it is loaded again.
+
+        Raises:
+            CheckpointError: damaged or missing weights, or weights in a pickle that was not asked for.
+            ValueError: an impossible depth.
         """
         if isinstance(config, PreTrainedConfig):
             # no configuration is loaded, which would take this argument as it takes the depth
             if kwargs.pop("prune_inactive_layers", False):
                 config = copy.deepcopy(config)
                 config.prune_inactive_layers()
-        return super().from_pretrained(*args, config=config, **kwargs)
+        checkpoint, subfolder = pretrained_model_name_or_path, kwargs.get("subfolder", "")
+        with explained_errors(checkpoint, subfolder, pickle_refused=use_safetensors is None):
+            model, loading = super().from_pretrained(
+                checkpoint,
+                *args,
+                config=config,
+                use_safetensors=use_safetensors is not False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **kwargs,
+            )
+        check_loading(checkpoint, loading, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        return (model, loading) if output_loading_info else model
 
     def post_init(self) -> None:
         if self.config.pruned_layers:
