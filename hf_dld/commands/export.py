@@ -38,7 +38,7 @@ def add_export_command(commands: Any) -> None:
         metavar="REPO",
         help="upload it to this repository too; for several counts, to REPO-K-layers each",
     )
-    parser.add_argument("--private", action="store_true", help="make a new repository a private one")
+    parser.add_argument("--private", action="store_true", default=None, help="make private repositories")
     parser.add_argument(
         "--batch_norm_dataset",
         metavar="DATASET",
@@ -55,28 +55,34 @@ def add_export_command(commands: Any) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     from ..data import load_processor
-    from ..deploy.static import check_free, export_static, load_dynamic, upload_export
+    from ..deploy.hub import create_repository, push_to_hub
+    from ..deploy.static import check_free, export_static, load_dynamic
 
     depths: list[Any] = list(dict.fromkeys(args.num_active_layers or [])) or [args.active_layers]
     several = len(depths) > 1
     folders = [args.output / f"{depth}_layers" if several else args.output for depth in depths]
+    # all that can be refused is refused before anything is written
     for folder in folders:
         check_free(folder)
     processor = load_processor(args.checkpoint)
     model = load_dynamic(args.checkpoint)
-    for depth in args.num_active_layers or []:  # none is written if one of them is impossible
+    for depth in args.num_active_layers or []:
         model.config.resolve_active_layers(num_active_layers=depth)
+    repositories: list[str | None] = [None] * len(depths)
+    if args.push_to_hub:
+        names = [f"{args.push_to_hub}-{depth}-layers" if several else args.push_to_hub for depth in depths]
+        repositories = [create_repository(name, private=args.private) for name in names]
     batches = batch_norm_batches(args, model, processor) if args.batch_norm_dataset else None
-    for depth, folder in zip(depths, folders, strict=True):
+    for depth, folder, repo_id in zip(depths, folders, repositories, strict=True):
         export = export_static(model, folder, depth, processor=processor, batch_norm_batches=batches)
         print(
             f"{export.folder}: {export.model_class} of layers {', '.join(map(str, export.active_layers))} "
             f"({export.parameters / 1e6:.2f} M parameters); its logits differ by at most {export.difference:.1g} "
             "from the dynamic model's"
         )
-        if args.push_to_hub:
-            repo_id = f"{args.push_to_hub}-{depth}-layers" if several else args.push_to_hub
-            print(f"uploaded: {upload_export(folder, repo_id, private=args.private)}")
+        if repo_id is not None:
+            commit = push_to_hub(folder, repo_id, private=args.private, commit_message="Upload a static export")
+            print(commit.commit_url)
 
 
 def batch_norm_batches(args: argparse.Namespace, model: Any, processor: Any) -> Iterable[dict[str, Any]]:

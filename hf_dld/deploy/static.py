@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from transformers import AutoConfig, AutoModelForCTC, PreTrainedModel, ProcessorMixin
 
 from ..data import load_processor
@@ -136,10 +135,3 @@ def compare_logits(model: PreTrainedModel, layers: Sequence[int], folder: Path) 
             f"by up to {difference:.2g}, with logits up to {scale:.2g}. Nothing was exported."
         )
     return difference
-
-
-def upload_export(folder: str | Path, repo_id: str, *, private: bool = False) -> str:
-    """Upload an exported folder to a model repository on the Hub, made when it is missing; returns its address."""
-    api = HfApi()
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload static export"))

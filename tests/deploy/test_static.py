@@ -9,7 +9,6 @@ import pytest
 import soundfile
 import torch
 from conftest import NUM_LAYERS, VARIANTS, make_dynamic, make_stock
-from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from hf_dld import build_character_processor
@@ -167,18 +166,15 @@ def test_what_is_refused(tmp_path, processor):
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
-def test_command_writes_several_depths(checkpoint, tmp_path, capsys, monkeypatch):
-    uploads = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda api, name, **_: type("Url", (), {"repo_id": f"me/{name}"}))
-    monkeypatch.setattr(HfApi, "upload_folder", lambda api, **options: uploads.append(options) or "https://hub")
+def test_command_writes_and_uploads_several_depths(checkpoint, tmp_path, capsys, hub):
     command = ["export", str(checkpoint), "--output", str(tmp_path / "out"), "--num_active_layers", "1", "3", "3"]
     main([*command, "--push_to_hub", "digits"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1_layers", "3_layers"]
-    assert [(str(up["folder_path"]), up["repo_id"]) for up in uploads] == [
-        (str(tmp_path / "out" / f"{depth}_layers"), f"me/digits-{depth}-layers") for depth in (1, 3)
-    ]
-    printed = capsys.readouterr().out
-    assert "3_layers: Wav2Vec2ConformerForCTC of layers 0, 2, 3 (" in printed and "uploaded: https://hub" in printed
+    for depth in (1, 3):
+        local = {path.name: path.read_bytes() for path in (tmp_path / "out" / f"{depth}_layers").iterdir()}
+        repository = next(repo for name, repo in hub.repositories.items() if name.endswith(f"/digits-{depth}-layers"))
+        assert local.items() <= repository.files.items()
+    assert "3_layers: Wav2Vec2ConformerForCTC of layers 0, 2, 3 (" in capsys.readouterr().out
     for wrong in (command, [*command[:3], str(tmp_path / "new"), "--num_active_layers", "2", "13"]):
         with pytest.raises(ValueError, match="1_layers is there already|integer from 1 to 4.*got 13"):
             main(wrong)
