@@ -15,6 +15,7 @@ from .data import (
 )
 from .deploy import DLDAutomaticSpeechRecognitionPipeline, make_model_card, push_to_hub, register_pipeline
 from .distill import CTCTrainer, CTCTrainingArguments, DLDTrainer, DLDTrainingArguments
+from .evaluation import DepthReport, evaluate_depths
 from .models import (
     DLDWav2Vec2ConformerConfig,
     DLDWav2Vec2ConformerForCTC,
@@ -38,8 +39,10 @@ __all__ = [
     "DLDWavLMForCTC",
     "DLDWavLMModel",
     "DataCollatorCTC",
+    "DepthReport",
     "build_character_processor",
     "build_subword_processor",
+    "evaluate_depths",
     "load_speech_dataset",
     "make_model_card",
     "prepare_dataset",

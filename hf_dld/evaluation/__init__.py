@@ -1,17 +1,25 @@
-"""What a model is worth: error rates, and a report over all depths."""
+"""What a model is worth: error rates, and a report over all depths with what each depth costs."""
 
-from .depth_report import DepthReport, DepthRow, compare_markdown, evaluate_depths
+from .batches import length_sorted_batches
+from .depth_report import DepthDraw, DepthReport, DepthRow, compare_markdown
+from .evaluate import evaluate_depths
 from .metrics import CharacterErrorRate, WordErrorRate, asr_metrics, count_errors
+from .paired import PairedDifference, paired_differences, paired_markdown
 from .plots import plot_depths
 
 __all__ = [
     "CharacterErrorRate",
+    "DepthDraw",
     "DepthReport",
     "DepthRow",
+    "PairedDifference",
     "WordErrorRate",
     "asr_metrics",
     "compare_markdown",
     "count_errors",
     "evaluate_depths",
+    "length_sorted_batches",
+    "paired_differences",
+    "paired_markdown",
     "plot_depths",
 ]
