@@ -59,8 +59,12 @@ class ErrorCounts:
     def pairs(self, sets: Iterable[tuple[int, ...]], unit: str) -> np.ndarray:
         """(utterances, 2): errors summed over the sets of layers, and words or characters times the number of sets."""
         sets = list(sets)
-        errors = sum(self.errors[layers].read()[unit].astype(np.int64) for layers in sets)
-        return np.stack([errors, len(sets) * self.utterances.read()[f"{unit}s"].astype(np.int64)], axis=1)
+        pairs = np.zeros((self.done, 2), np.uint32)
+        for layers in sets:
+            pairs[:, 0] += self.errors[layers].read()[unit]
+        pairs[:, 1] = self.utterances.read()[f"{unit}s"]
+        pairs[:, 1] *= len(sets)
+        return pairs
 
 
 def count_at_depths(

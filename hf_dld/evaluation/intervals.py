@@ -19,13 +19,15 @@ def resampled_totals(counts: np.ndarray, resamples: int = RESAMPLES, seed: int =
         (resamples, columns). Utterances with equal counts are drawn together, by how often they occur, which has the
         same distribution: a million utterances have a few thousand different counts.
     """
-    kinds, occurrences = np.unique(counts, axis=0, return_counts=True)
+    shape = counts.max(axis=0).astype(np.int64) + 1
+    codes, occurrences = np.unique(np.ravel_multi_index(counts.T, shape), return_counts=True)
+    kinds = np.stack(np.unravel_index(codes, shape), axis=1).astype(np.float64)
     generator = np.random.default_rng(seed)
     block = max(1, _NUMBERS_AT_ONCE // len(kinds))
     shares = occurrences / len(counts)
     return np.concatenate(
         [
-            generator.multinomial(len(counts), shares, min(block, resamples - start)) @ kinds.astype(np.float64)
+            generator.multinomial(len(counts), shares, min(block, resamples - start)) @ kinds
             for start in range(0, resamples, block)
         ]
     )

@@ -13,8 +13,8 @@ from .cost import describe_conditions, forward_seconds
 
 # Lengths that are measured, as shares of the longest: more where short audio bends the curve
 _SHARES = (1 / 30, 0.1, 0.3, 0.6, 1.0)
-_REPEATS = 3
-_SECONDS_FOR_A_POINT = 1.5
+_REPEATS = 5
+_SECONDS_FOR_A_POINT = 2.0
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,16 @@ def calibrate_latency(
 ) -> LatencyModel:
     """Measure this model on the device that it is on, and fit a `LatencyModel`.
 
-    One layer and half of the layers are timed on noise of five lengths up to `max_audio_s`, in turns, three times where
+    One layer and all layers are timed on noise of five lengths up to `max_audio_s`, in turns, up to five times where
     that is quick. The six coefficients are those of least squares of the relative error of the medians.
 
-    Takes about as long as transcribing twice 60 s of audio for `max_audio_s=30`. The model is left as it came, and the
-    number of threads is the one that is set.
+    Takes about as long as transcribing 60 s of audio with one layer and with all, for `max_audio_s=30`, and a few
+    seconds more. The model is left as it came, and the number of threads is the one that is set.
     """
     if not (math.isfinite(max_audio_s) and max_audio_s > 0):
         raise ValueError(f"max_audio_s={max_audio_s!r} must be a finite number above 0")
     total = model.config.num_hidden_layers
-    depths = sorted({1, max(2, math.ceil(total / 2))} if total > 1 else {1})
+    depths = sorted({1, total})
     points = [(depth, max_audio_s * share) for share in _SHARES for depth in depths]
     was_training = model.training
     model.eval()
