@@ -25,7 +25,7 @@ from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset
 from hf_dld.deploy import create_repository, push_to_hub, write_model_card
 from hf_dld.deploy.model_card import CARD_FILE, check_facts, is_own_card
 from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint, save_whole
-from hf_dld.evaluation import asr_metrics, compare_markdown, evaluate_depths, plot_depths
+from hf_dld.evaluation import DepthReport, asr_metrics, compare_markdown, evaluate_depths, plot_depths
 from hf_dld.models import DYNAMIC_CLASSES
 from hf_dld.models.depth import check_num_active_layers
 
@@ -220,17 +220,29 @@ def make_student(model_args: ModelArguments, teacher: str | None, processor: Any
 def report_depths(model: Any, processor: Any, test: Any, teacher: str | None, args: Any) -> str:
     """Evaluate the student, and the teacher merely cut, at every depth; write JSON, a table and a plot."""
     output_dir = Path(args.output_dir)
-    options = {"batch_size": args.per_device_eval_batch_size}
+
+    def evaluate(evaluated: Any, name: str, stem: str) -> DepthReport:
+        report = evaluate_depths(
+            evaluated,
+            test,
+            processor,
+            name=name,
+            batch_size=args.per_device_eval_batch_size,
+            cache_dir=output_dir / "depth_report_cache",  # an interrupted evaluation goes on too
+            errors_path=output_dir / f"{stem}.errors.npz",
+        )
+        report.to_json(output_dir / f"{stem}.json")
+        return report
+
     reports = []
     teacher_type = AutoConfig.from_pretrained(teacher).model_type if teacher not in (None, "self") else None
     if teacher_type in DYNAMIC_CLASSES:
         cut = DYNAMIC_CLASSES[teacher_type].from_pretrained(teacher).to(model.device)
         if cut.config.num_hidden_layers == model.config.num_hidden_layers:
-            reports.append(evaluate_depths(cut, test, processor, name="teacher, cut", **options))
-            reports[-1].to_json(output_dir / "teacher_depth_report.json")
-    reports.append(evaluate_depths(model, test, processor, name="dynamic student", **options))
-    reports[-1].to_json(output_dir / "depth_report.json")
+            reports.append(evaluate(cut, "teacher, cut", "teacher_depth_report"))
+    reports.append(evaluate(model, "dynamic student", "depth_report"))
     table = compare_markdown(reports)
+    table = f"{table}\ndynamic student:\n\n{reports[-1].to_markdown()}"
     (output_dir / "depth_report.md").write_text(table, encoding="utf-8")
     title = f"{reports[-1].utterances} test utterances, {reports[-1].words} words"
     plot_depths(reports, output_dir / "depth_report.png", title)

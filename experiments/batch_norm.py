@@ -22,8 +22,7 @@ from transformers import AutoModelForCTC, AutoProcessor
 
 import hf_dld
 from hf_dld.distill.batch_norm import reestimate_batch_norm
-from hf_dld.evaluation import evaluate_depths
-from hf_dld.evaluation.depth_report import length_sorted_batches
+from hf_dld.evaluation import evaluate_depths, length_sorted_batches
 from hf_dld.models import DYNAMIC_CLASSES
 
 RESULTS = Path(__file__).parent / "results" / "batch_norm.json"
@@ -39,7 +38,7 @@ def error_rates(model, test, processor, depths, reestimation_set=None) -> dict[i
             batches = length_sorted_batches(reestimation_set, processor, 16)
             names = ("input_values", "attention_mask")
             reestimate_batch_norm(at_depth, ({n: batch[n] for n in names if n in batch} for batch in batches))
-        rates[depth] = evaluate_depths(at_depth, test, processor, [depth]).rows[0].wer
+        rates[depth] = evaluate_depths(at_depth, test, processor, [depth], timed_utterances=0).rows[0].wer
     return rates
 
 

@@ -9,6 +9,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.automatic_speech_recognition import rescale_stride
 
 from ..data.audio import decode_audio
+from ..evaluation.latency import LatencyModel, calibrate_latency, check_latency_budget
 
 TASK = "automatic-speech-recognition"
 
@@ -17,11 +18,16 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     """`pipeline("automatic-speech-recognition")` for dynamic models; stock models behave as they always did.
 
     `num_active_layers=` (a count) and `active_layers=` (ascending 0-based indices) work as keywords of `pipeline(...)`,
-    for all calls, and of a call, for that call only; they are an error for a stock model. Audio is decoded with
-    soundfile and resampled with soxr: paths, bytes, arrays and dicts at any sampling rate need neither ffmpeg nor
-    torchaudio.
+    for all calls, and of a call, for that call only; they are an error for a stock model. So does `latency_budget_s=`
+    instead: the device is calibrated once (see `hf_dld.evaluation.calibrate_latency`), and each forward pass, of an
+    utterance or of a chunk with `chunk_length_s`, runs the deepest model that is predicted to keep so many seconds for
+    audio of its length. Decoding audio is not in the budget. A budget that no depth keeps is an error.
+
+    Audio is decoded with soundfile and resampled with soxr: paths, bytes, arrays and dicts at any sampling rate need
+    neither ffmpeg nor torchaudio.
     """
 
+    latency_model: LatencyModel | None = None
     # loaded if they are there, so that a missing one can be named here: Transformers' own error says nothing of it
     _load_tokenizer = None
     _load_feature_extractor = None
@@ -42,19 +48,37 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         return hasattr(self.model.config, "resolve_active_layers")
 
     def _sanitize_parameters(
-        self, num_active_layers: int | None = None, active_layers: Sequence[int] | None = None, **kwargs: Any
+        self,
+        num_active_layers: int | None = None,
+        active_layers: Sequence[int] | None = None,
+        latency_budget_s: float | None = None,
+        **kwargs: Any,
     ) -> tuple[dict, dict, dict]:
         preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
-        depth = {"num_active_layers": num_active_layers, "active_layers": active_layers}
-        depth = {name: value for name, value in depth.items() if value is not None}
-        if depth:
-            if not self.is_dynamic:
-                raise ValueError(
-                    f"{' and '.join(depth)} needs a dynamic model, and {type(self.model).__name__} always runs all of "
-                    "its layers. Load the checkpoint with hf_dld.DLDWavLMForCTC or hf_dld.DLDWav2Vec2ConformerForCTC."
-                )
+        depth = {
+            "num_active_layers": num_active_layers,
+            "active_layers": active_layers,
+            "latency_budget_s": latency_budget_s,
+        }
+        depth = [name for name, value in depth.items() if value is not None]
+        if not depth:
+            return preprocess_params, forward_params, postprocess_params
+        if not self.is_dynamic:
+            raise ValueError(
+                f"{' and '.join(depth)} needs a dynamic model, and {type(self.model).__name__} always runs all of its "
+                "layers. Load the checkpoint with hf_dld.DLDWavLMForCTC or hf_dld.DLDWav2Vec2ConformerForCTC."
+            )
+        if latency_budget_s is None:
             # one set of layers, so that a call's count is not overruled by layers given to the pipeline
             forward_params["active_layers"] = self.model.config.resolve_active_layers(active_layers, num_active_layers)
+        elif len(depth) > 1:
+            raise ValueError(f"latency_budget_s chooses the depth itself: give it without {depth[0]}")
+        else:
+            check_latency_budget(latency_budget_s)
+            if self.latency_model is None:
+                self.latency_model = calibrate_latency(self.model, self.feature_extractor.sampling_rate)
+            forward_params["active_layers"] = None
+        forward_params["latency_budget_s"] = latency_budget_s
         return preprocess_params, forward_params, postprocess_params
 
     def preprocess(self, inputs: Any, **kwargs: Any) -> Any:
@@ -77,16 +101,21 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         return decoded
 
     def _forward(
-        self, model_inputs: dict[str, Any], active_layers: tuple[int, ...] | None = None, **kwargs: Any
+        self,
+        model_inputs: dict[str, Any],
+        active_layers: tuple[int, ...] | None = None,
+        latency_budget_s: float | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         if not self.is_dynamic:
             return super()._forward(model_inputs, **kwargs)
         # the stock CTC branch calls the model with its input and mask alone, and transcribes the padding of a batch
         stride, is_last = model_inputs.pop("stride", None), model_inputs.pop("is_last")
         mask = model_inputs.pop("attention_mask")
-        logits = self.model(
-            model_inputs.pop(self.model.main_input_name), attention_mask=mask, active_layers=active_layers
-        ).logits
+        inputs = model_inputs.pop(self.model.main_input_name)
+        if latency_budget_s is not None:
+            active_layers = self.layers_within(latency_budget_s, *inputs.shape)
+        logits = self.model(inputs, attention_mask=mask, active_layers=active_layers).logits
         frame_lengths = self.model._get_feat_extract_output_lengths(mask.sum(-1))
         padding = torch.arange(logits.shape[1], device=logits.device) >= frame_lengths[:, None]
         outputs = {"tokens": logits.argmax(-1).masked_fill(padding, self.model.config.pad_token_id)}
@@ -94,6 +123,12 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             strides = rescale_stride(stride if isinstance(stride, list) else [stride], 1 / self._align_to)
             outputs["stride"] = strides if isinstance(stride, list) else strides[0]
         return {"is_last": is_last, **outputs, **model_inputs}
+
+    def layers_within(self, latency_budget_s: float, utterances: int, samples: int) -> tuple[int, ...]:
+        """The layers of the deepest model that keeps the budget for a batch; its utterances count one after another."""
+        audio_s = samples / self.feature_extractor.sampling_rate
+        depth = self.latency_model.deepest(audio_s, latency_budget_s / utterances)
+        return self.model.config.resolve_active_layers(num_active_layers=depth)
 
 
 def register_pipeline() -> None:

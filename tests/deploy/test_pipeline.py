@@ -13,6 +13,7 @@ from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
 import hf_dld
 from hf_dld.data import decode_audio
+from hf_dld.evaluation import LatencyModel
 
 TASK = "automatic-speech-recognition"
 
@@ -140,3 +141,48 @@ def test_a_fresh_process_loads_it(checkpoints, samples, tmp_path):
     expected = text_of(checkpoints / "dynamic", samples, num_active_layers=2)
     assert done.stdout.splitlines()[-1] == expected
     assert "already registered" not in done.stderr
+
+
+def test_latency_budget(checkpoints, samples, monkeypatch):
+    calibrations = []
+
+    def calibrate(model, sampling_rate_hz):
+        calibrations.append(sampling_rate_hz)
+        return LatencyModel(NUM_LAYERS, (0.0, 0.0, 0.0), (0.0, 0.1, 0.0), {})  # 0.1 s for a layer and a second
+
+    monkeypatch.setattr("hf_dld.deploy.pipeline.calibrate_latency", calibrate)
+    folder = str(checkpoints / "dynamic")
+    expected = {depth: text_of(folder, samples, num_active_layers=depth) for depth in range(1, NUM_LAYERS + 1)}
+    recognise = pipeline(TASK, model=folder, latency_budget_s=0.35)
+    assert calibrations == [16_000], "calibrated once, when the pipeline is made"
+    assert recognise(samples)["text"] == expected[2], "1.5 s of audio take 0.15 s for each layer"
+    half = samples[:12_000]
+    assert recognise(half)["text"] == text_of(folder, half, num_active_layers=4), "the depth depends on the length"
+    assert recognise(samples, latency_budget_s=0.5)["text"] == expected[3]
+    assert recognise(samples, num_active_layers=1)["text"] == expected[1], "the call wins over the pipeline"
+    assert recognise(samples, active_layers=[1, 2])["text"] == text_of(folder, samples, active_layers=[1, 2])
+    batch = recognise([samples, samples], batch_size=2, latency_budget_s=0.7)
+    assert [out["text"] for out in batch] == [expected[2]] * 2, "a batch takes as long as its utterances in turn"
+    with pytest.raises(
+        ValueError, match="latency_budget_s=0.1 cannot be kept for 1.50 s .* 1 active layer, takes .*0.15 s"
+    ):
+        recognise(samples, latency_budget_s=0.1)
+    assert len(calibrations) == 1
+    two = pipeline(TASK, model=folder, num_active_layers=2)
+    assert two(samples, latency_budget_s=0.5)["text"] == expected[3] and two(samples)["text"] == expected[2]
+    with pytest.raises(
+        ValueError, match="latency_budget_s chooses the depth itself: give it without num_active_layers"
+    ):
+        pipeline(TASK, model=folder, num_active_layers=2, latency_budget_s=1)
+    for budget in (0, -1, float("nan"), "fast", True):
+        with pytest.raises(ValueError, match=f"latency_budget_s={budget!r} must be a finite number of seconds above 0"):
+            recognise(samples, latency_budget_s=budget)
+    with pytest.raises(ValueError, match="latency_budget_s needs a dynamic model"):
+        pipeline(TASK, model=str(checkpoints / "stock"), latency_budget_s=1)
+
+
+def test_latency_budget_on_this_device(checkpoints, samples, monkeypatch):
+    monkeypatch.setattr("hf_dld.evaluation.latency._REPEATS", 1)
+    folder = str(checkpoints / "dynamic")
+    recognise = pipeline(TASK, model=folder, latency_budget_s=60)
+    assert recognise(samples)["text"] == text_of(folder, samples, num_active_layers=NUM_LAYERS)

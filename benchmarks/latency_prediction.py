@@ -1,0 +1,67 @@
+"""Does the calibrated latency model predict what a pass takes? Predictions against measurements, on this machine.
+
+    OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py
+
+For a WavLM of the base size (12 layers of width 768) and a small one, with random weights: calibrates, then measures
+depths and lengths that calibration did not see, in turns, and prints a Markdown table of medians, their spread, and
+the error of the prediction. Works for any number of threads that is set.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from hf_dld.evaluation import calibrate_latency
+from hf_dld.evaluation.cost import forward_seconds
+from hf_dld.models import DLDWavLMConfig, DLDWavLMForCTC
+
+SIZES = {
+    "base": {},
+    "small": {"hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 1024},
+}
+AUDIO_S = (2.0, 5.0, 12.0, 20.0, 30.0)
+
+
+def make_model(size: str) -> DLDWavLMForCTC:
+    torch.manual_seed(0)
+    convolutions = {"conv_dim": (128,) * 7} if size == "small" else {}
+    return DLDWavLMForCTC(DLDWavLMConfig(vocab_size=32, **convolutions, **SIZES[size])).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 4, 8, 12])
+    parser.add_argument("--audio_s", type=float, nargs="+", default=AUDIO_S)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    print("| model | layers | audio | measured (min to max) | predicted | error |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for size in args.sizes:
+        model = make_model(size)
+        started = time.perf_counter()
+        latency = calibrate_latency(model)
+        took = time.perf_counter() - started
+        points = [(depth, audio_s) for audio_s in args.audio_s for depth in args.depths]
+        seconds: dict[tuple[int, float], list[float]] = {point: [] for point in points}
+        for _ in range(args.rounds):
+            for depth, audio_s in points:
+                batch = {"input_values": torch.randn(1, round(audio_s * 16_000))}
+                layers = model.config.resolve_active_layers(num_active_layers=depth)
+                seconds[depth, audio_s].append(forward_seconds(model, batch, layers))
+        errors = []
+        for (depth, audio_s), times in seconds.items():
+            median, predicted = statistics.median(times), latency.predict(depth, audio_s)
+            errors.append(predicted / median - 1)
+            print(
+                f"| {size} | {depth} | {audio_s:g} s | {median:.3f} s ({min(times):.3f} to {max(times):.3f}) "
+                f"| {predicted:.3f} s | {errors[-1]:+.1%} |"
+            )
+        worst = max(map(abs, errors))
+        print(f"\n{size}: worst error {worst:.1%}; calibration took {took:.1f} s; {latency}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Utterances in batches of about equal length, in bounded memory."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import ProcessorMixin
+from transformers.utils import logging
+
+from ..data import DataCollatorCTC
+
+CHUNK_BATCHES = 16
+
+
+def batch_policy(dataset: Any, batch_size: int) -> str:
+    """How `example_batches` batches, in words."""
+    if isinstance(dataset, datasets.Dataset):
+        return f"batches of {batch_size}, sorted by length"
+    return f"batches of {batch_size}, sorted by length within chunks of {CHUNK_BATCHES * batch_size}"
+
+
+def length_sorted_batches(
+    dataset: Any, processor: ProcessorMixin, batch_size: int
+) -> Iterable[dict[str, torch.Tensor]]:
+    """Batches of the collator, the longest utterances first."""
+    collate = DataCollatorCTC(processor)
+    for examples in example_batches(dataset, batch_size):
+        yield collate(examples)
+
+
+def example_batches(dataset: Any, batch_size: int, first: int = 0) -> Iterator[list[dict[str, Any]]]:
+    """Batches of examples, the longest utterances first: what does not fit in memory fails at once.
+
+    A `datasets.Dataset` is sorted as a whole, by its column `input_length`, and batches before number `first` are not
+    read. Anything else is read in its order, and sorted within chunks of `CHUNK_BATCHES` batches.
+    """
+    if isinstance(dataset, datasets.Dataset):
+        order = longest_first(dataset)
+        starts = range(first * batch_size, len(order), batch_size)
+        for start in logging.tqdm(starts, desc="Evaluating", unit="batch"):
+            yield [dataset[int(index)] for index in order[start : start + batch_size]]
+        return
+    examples = iter(logging.tqdm(dataset, desc="Evaluating", unit="utterance"))
+    while chunk := list(islice(examples, CHUNK_BATCHES * batch_size)):
+        chunk.sort(key=lambda example: -example["input_length"])
+        yield from (chunk[start : start + batch_size] for start in range(0, len(chunk), batch_size))
+
+
+def longest_first(dataset: datasets.Dataset) -> np.ndarray:
+    """Indices (utterances,) by falling `input_length`, read as Arrow columns: no Python object for an utterance."""
+    column = dataset.select_columns("input_length").with_format("arrow")
+    lengths = [table["input_length"].to_numpy().astype(np.int32) for table in column.iter(100_000)]
+    return np.argsort(-np.concatenate(lengths or [np.empty(0, np.int32)]), kind="stable").astype(np.uint32)

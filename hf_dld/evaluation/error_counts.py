@@ -1,0 +1,207 @@
+"""Counts of errors for each utterance, kept in files: bounded memory, and an interrupted evaluation goes on."""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..data import DataCollatorCTC, decode_labels
+from .batches import batch_policy, example_batches
+from .metrics import count_errors
+
+# What stays of an utterance: 20 bytes, and 8 for each set of layers
+UTTERANCE = np.dtype([(name, "<u4") for name in ("text", "audio", "input_length", "words", "characters")])
+ERRORS = np.dtype([("word", "<u4"), ("character", "<u4")])
+
+
+class CountFile:
+    """Rows of one dtype in a file that only grows. What a killed run wrote half of a row is cut off."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        self.path, self.dtype = path, dtype
+        path.touch()
+        self.rows = path.stat().st_size // dtype.itemsize
+        os.truncate(path, self.rows * dtype.itemsize)
+
+    def append(self, start: int, rows: np.ndarray) -> None:
+        """Write the rows that begin at number `start`; those that are there already are left out."""
+        missing = rows[self.rows - start :]
+        with open(self.path, "ab") as file:
+            file.write(missing.tobytes())
+        self.rows += len(missing)
+
+    def read(self, start: int = 0, count: int = -1) -> np.ndarray:
+        return np.fromfile(self.path, self.dtype, count, offset=start * self.dtype.itemsize)
+
+
+class ErrorCounts:
+    """The counts of one model on one dataset: `utterances`, and for each set of layers its errors, in one order."""
+
+    def __init__(self, folder: Path, layer_sets: Iterable[tuple[int, ...]]):
+        self.utterances = CountFile(folder / "utterances", UTTERANCE)
+        names = {layers: "errors-" + ".".join(map(str, layers)) for layers in layer_sets}
+        self.errors = {layers: CountFile(folder / name, ERRORS) for layers, name in names.items()}
+
+    @property
+    def done(self) -> int:
+        """Utterances that are counted for all sets."""
+        return min(file.rows for file in (self.utterances, *self.errors.values()))
+
+    def pairs(self, sets: Iterable[tuple[int, ...]], unit: str) -> np.ndarray:
+        """(utterances, 2): errors summed over the sets of layers, and words or characters times the number of sets."""
+        sets = list(sets)
+        pairs = np.zeros((self.done, 2), np.uint32)
+        for layers in sets:
+            pairs[:, 0] += self.errors[layers].read()[unit]
+        pairs[:, 1] = self.utterances.read()[f"{unit}s"]
+        pairs[:, 1] *= len(sets)
+        return pairs
+
+
+def count_at_depths(
+    model: PreTrainedModel, dataset: Any, processor: ProcessorMixin, counts: ErrorCounts, batch_size: int
+) -> None:
+    """Transcribe, with each set of layers, the utterances that `counts` lacks, and append their errors.
+
+    Audio is read once for all sets, and so is all that comes before the encoder computed. What an earlier run counted
+    is not read again where the dataset is a `datasets.Dataset`, and checked against the utterances otherwise.
+    """
+    collate, tokenizer = DataCollatorCTC(processor), processor.tokenizer
+    first = counts.done // batch_size if isinstance(dataset, datasets.Dataset) else 0
+    start = first * batch_size
+    for examples in example_batches(dataset, batch_size, first):
+        references = [decode_labels(tokenizer, example["labels"] or []) for example in examples]
+        rows = _utterance_rows(examples, references)
+        stored = counts.utterances.read(start, len(rows))
+        if not np.array_equal(stored, rows[: len(stored)]):
+            raise _another_dataset(f"utterances {start} to {start + len(rows)} are others")
+        counts.utterances.append(start, rows)
+        end = start + len(rows)
+        pending = [layers for layers, file in counts.errors.items() if file.rows < end]
+        if pending:
+            batch = collate(examples)
+            batch.pop("labels")
+            frames = model._get_feat_extract_output_lengths(batch.pop("input_lengths"))
+            batch = {key: tensor.to(model.device) for key, tensor in batch.items()}
+            with torch.inference_mode():
+                for layers, logits in zip(pending, depth_logits(model, batch, pending), strict=True):
+                    tokens = logits.argmax(-1).cpu()
+                    texts = [tokenizer.decode(row[:length]) for row, length in zip(tokens, frames, strict=True)]
+                    counts.errors[layers].append(start, _error_rows(texts, references))
+        start = end
+    if start < counts.utterances.rows:
+        raise _another_dataset(f"it has {start} utterances instead of {counts.utterances.rows}")
+
+
+def depth_logits(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor], layer_sets: list[tuple[int, ...]]
+) -> Iterator[torch.Tensor]:
+    """Logits (batch, frames, vocab) with each set of layers; what comes before the encoder is computed once.
+
+    The first set runs the model, and a hook keeps what reached the encoder; the others run encoder and head alone. In a
+    model of the base size the convolutions before the encoder cost as much as seven layers.
+    """
+    if model.config.add_adapter:  # layers between encoder and head, which only the model itself knows how to run
+        yield from (model(**batch, active_layers=layers).logits for layers in layer_sets)
+        return
+    encoder, kept = model.base_model.encoder, {}
+
+    def keep(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        kept.update(args=args, kwargs=kwargs)
+
+    hook = encoder.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        logits = model(**batch, active_layers=layer_sets[0]).logits
+    finally:
+        hook.remove()
+    yield logits
+    for layers in layer_sets[1:]:
+        yield model.lm_head(encoder(*kept["args"], **{**kept["kwargs"], "active_layers": layers})[0])
+
+
+def _utterance_rows(examples: list[dict[str, Any]], references: list[str]) -> np.ndarray:
+    rows = np.zeros(len(examples), UTTERANCE)
+    rows["text"] = [zlib.crc32(" ".join(text.split()).encode()) for text in references]
+    rows["audio"] = [_audio_checksum(example["audio"]) for example in examples]
+    rows["input_length"] = [example["input_length"] for example in examples]
+    for unit in ("word", "character"):
+        rows[f"{unit}s"] = count_errors(references, references, unit)[1]
+    return rows
+
+
+def _error_rows(texts: list[str], references: list[str]) -> np.ndarray:
+    rows = np.zeros(len(texts), ERRORS)
+    for unit in ("word", "character"):
+        rows[unit] = count_errors(texts, references, unit)[0]
+    return rows
+
+
+def _audio_checksum(audio: Any) -> int:
+    """Of the stored bytes or samples, or else of the path."""
+    if isinstance(audio, Mapping):
+        found = (audio[key] for key in ("bytes", "array", "raw", "path") if audio.get(key) is not None)
+        audio = next(found, "")
+    content = audio if isinstance(audio, bytes) else str(audio).encode() if isinstance(audio, str | Path) else None
+    return zlib.crc32(np.ascontiguousarray(audio).tobytes() if content is None else content)
+
+
+def _another_dataset(detail: str) -> ValueError:
+    return ValueError(
+        f"the dataset is not the one that the cache counted ({detail}). Give another cache_dir, or delete this one"
+    )
+
+
+def evaluation_key(model: PreTrainedModel, dataset: Any, processor: ProcessorMixin, batch_size: int) -> str:
+    """A hash of all that error counts depend on: weights, configuration, processor, batches, and the dataset.
+
+    The dataset is known by the fingerprint that `datasets` keeps of its files and transformations. A streamed one has
+    none: its utterances are compared one by one instead.
+    """
+    config = model.config.to_static(model.config.num_hidden_layers).to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    settings = {
+        "model": type(model).__name__,
+        "config": config,
+        "computed": [model.device.type, str(model.dtype), model.config._attn_implementation],
+        "features": processor.feature_extractor.to_dict(),
+        "vocabulary": processor.tokenizer.get_vocab(),
+        "tokenizer": repr(processor.tokenizer),
+        "batches": batch_policy(dataset, batch_size),
+        "dataset": getattr(dataset, "_fingerprint", None),
+    }
+    digest = blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_errors(path: str | Path, counts: ErrorCounts, layer_sets: Mapping[int, list[tuple[int, ...]]]) -> None:
+    """Write the errors of each utterance at each depth as an .npz file, one array at a time.
+
+    The arrays: `text`, checksums of the references; and for words and for characters `words`, the reference lengths,
+    and `word_errors_6`, the errors at 6 layers, summed over the sets of layers of that depth.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+
+        def write(name: str, values: np.ndarray) -> None:
+            small = values.astype(np.min_scalar_type(int(values.max(initial=0))))
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, small)
+
+        utterances = counts.utterances.read()
+        for name in ("text", "words", "characters"):
+            write(name, utterances[name])
+        for depth, sets in layer_sets.items():
+            for unit in ("word", "character"):
+                write(f"{unit}_errors_{depth}", counts.pairs(sets, unit)[:, 0])

@@ -1,0 +1,205 @@
+"""Evaluate a dynamic model at every depth."""
+
+import math
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from ..models.depth import LAYER_SELECTIONS, check_num_active_layers, select_layers
+from .batches import batch_policy
+from .cost import (
+    COST_POLICY,
+    count_gmac_per_s,
+    count_parameters,
+    describe_conditions,
+    measure_latency,
+    measure_memory_mb,
+    noise_batch,
+)
+from .depth_report import DepthDraw, DepthReport, DepthRow
+from .error_counts import ErrorCounts, count_at_depths, evaluation_key, save_errors
+from .intervals import CONFIDENCE, bootstrap_interval, error_rate
+
+COST_AUDIO_S = 10.0
+
+
+def evaluate_depths(
+    model: PreTrainedModel,
+    dataset: Any,
+    processor: ProcessorMixin,
+    depths: Sequence[int] | None = None,
+    *,
+    selection: str | None = None,
+    draws: int = 5,
+    seed: int = 0,
+    name: str = "model",
+    batch_size: int = 16,
+    timed_utterances: int = 50,
+    cache_dir: str | Path | None = None,
+    errors_path: str | Path | None = None,
+) -> DepthReport:
+    """Transcribe a dataset at every depth by greedy CTC decoding, count the errors, and measure what each depth costs.
+
+    Memory does not grow with the dataset, but for about 50 bytes an utterance when the rates are computed: counts of
+    errors lie in files, 20 bytes for an utterance and 8 for each set of layers.
+
+    Args:
+        model: a dynamic model; left at the depth and in the mode that it came in.
+        dataset: as `hf_dld.data.prepare_dataset` returns it, streaming or not.
+        processor: the model's own.
+        depths: numbers of active layers, 1 to the model's layers; all of them when None.
+        selection: how a count becomes layers: `"even"`, `"first"` or `"schedule"`; the model's own when None.
+            `"random"`: rates are means over random subsets of layers.
+        draws: distinct random subsets for a depth, fewer where there are not so many.
+        seed: of the random subsets and of the bootstrap.
+        name: what tables and figures call the model.
+        batch_size: utterances in a batch; they are sorted by length, so that little is padding.
+        timed_utterances: how many forward passes of one utterance are timed at each depth, on noise of lengths spread
+            over those of the dataset. 0: neither time nor memory is measured.
+        cache_dir: where the counts of an interrupted evaluation are kept, so that the next call goes on with them.
+            They are used again only for the same weights, settings, batches and dataset; more depths add to them.
+        errors_path: an .npz file to write with the errors of each utterance, for `paired_differences`.
+
+    Raises:
+        ValueError: for an impossible argument, before anything is computed; for a dataset without a reference word; and
+            for a streaming dataset whose utterances are not those that `cache_dir` has counted.
+    """
+    depths = _check_depths(depths, model.config.num_hidden_layers)
+    for argument, value, least in (
+        ("draws", draws, 1),
+        ("batch_size", batch_size, 1),
+        ("timed_utterances", timed_utterances, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{argument}={value!r} must be at least {least}")
+    selection = selection or model.config.layer_selection
+    layer_sets = {depth: choose_layer_sets(model.config, depth, selection, draws, seed) for depth in depths}
+    was_training = model.training
+    model.eval()
+    try:
+        if cache_dir is None:
+            place = tempfile.TemporaryDirectory(prefix="hf_dld-")
+        else:
+            place = nullcontext(Path(cache_dir) / evaluation_key(model, dataset, processor, batch_size))
+        with place as folder:
+            with _only_user_of(Path(folder)):
+                counts = ErrorCounts(Path(folder), {layers for sets in layer_sets.values() for layers in sets})
+                count_at_depths(model, dataset, processor, counts, batch_size)
+            report = _rates(model, counts, layer_sets, seed)
+            if errors_path is not None:
+                save_errors(errors_path, counts, layer_sets)
+                report.errors_file = Path(errors_path).name
+            lengths = counts.utterances.read()["input_length"].copy()
+        report.name, report.layer_selection = name, selection
+        report.batch_policy = batch_policy(dataset, batch_size)
+        report.audio_s = float(lengths.sum(dtype=np.int64) / processor.feature_extractor.sampling_rate)
+        _add_costs(report, model, processor, layer_sets, lengths, timed_utterances)
+    finally:
+        model.train(was_training)
+    return report
+
+
+def choose_layer_sets(
+    config: PreTrainedConfig, num_active_layers: int, selection: str, draws: int, seed: int
+) -> list[tuple[int, ...]]:
+    """The layers that a depth is evaluated with: one set, or for `"random"` up to `draws` distinct ones."""
+    total = config.num_hidden_layers
+    if selection == "random":
+        generator = random.Random(f"{seed}-{num_active_layers}")
+        chosen: set[tuple[int, ...]] = set()
+        while len(chosen) < min(draws, math.comb(total, num_active_layers)):
+            chosen.add(tuple(sorted(generator.sample(range(total), num_active_layers))))
+        return sorted(chosen)
+    if selection not in LAYER_SELECTIONS:
+        raise ValueError(f"selection must be one of {(*LAYER_SELECTIONS, 'random')}; got {selection!r}.")
+    return [select_layers(num_active_layers, total, selection, config.depth_schedule)]
+
+
+def _check_depths(depths: Sequence[int] | None, num_layers: int) -> list[int]:
+    depths = range(1, num_layers + 1) if depths is None else depths
+    checked = sorted({check_num_active_layers(depth, num_layers) for depth in depths})
+    if not checked:
+        raise ValueError("depths is empty: give at least one number of active layers, or None for all")
+    return checked
+
+
+@contextmanager
+def _only_user_of(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder of counts: two evaluations would append to the same files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process is evaluating this model on this dataset, in {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _rates(
+    model: PreTrainedModel, counts: ErrorCounts, layer_sets: Mapping[int, list[tuple[int, ...]]], seed: int
+) -> DepthReport:
+    words, characters = (int(counts.utterances.read()[unit].sum(dtype=np.int64)) for unit in ("words", "characters"))
+    if not words:
+        raise ValueError(f"no word in any of the {counts.done} references: there is nothing to compare with")
+    report = DepthReport("", "", counts.done, words, "", characters=characters, confidence=CONFIDENCE)
+    for depth, sets in layer_sets.items():
+        rates, intervals = {}, {}
+        for unit in ("word", "character"):
+            pairs = counts.pairs(sets, unit)
+            rates[unit] = float(error_rate(pairs.sum(axis=0)))
+            intervals[unit] = bootstrap_interval(pairs, error_rate, seed=seed)
+        row = DepthRow(
+            num_active_layers=depth,
+            active_layers=[] if len(sets) > 1 else list(sets[0]),
+            parameters=count_parameters(model, sets[0]),
+            wer=rates["word"],
+            cer=rates["character"],
+            wer_interval=intervals["word"],
+            cer_interval=intervals["character"],
+        )
+        if len(sets) > 1:
+            row.draws = [_draw(counts, layers) for layers in sets]
+        report.rows.append(row)
+    return report
+
+
+def _draw(counts: ErrorCounts, layers: tuple[int, ...]) -> DepthDraw:
+    wer, cer = (float(error_rate(counts.pairs([layers], unit).sum(axis=0))) for unit in ("word", "character"))
+    return DepthDraw(list(layers), wer, cer)
+
+
+def _add_costs(
+    report: DepthReport,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    layer_sets: Mapping[int, list[tuple[int, ...]]],
+    lengths: np.ndarray,
+    timed_utterances: int,
+) -> None:
+    """MACs always; latency and memory, with what they were measured on, unless `timed_utterances` is 0."""
+    rate_hz = processor.feature_extractor.sampling_rate
+    report.cost_audio_s = COST_AUDIO_S
+    for row, gmac in zip(report.rows, count_gmac_per_s(model, list(layer_sets), COST_AUDIO_S, rate_hz), strict=True):
+        row.gmac_per_s = gmac
+    if not timed_utterances:
+        return
+    report.conditions = describe_conditions(model)
+    report.cost_policy = f"{timed_utterances} forward passes at each depth; {COST_POLICY}"
+    some = np.quantile(lengths, (np.arange(timed_utterances) + 0.5) / timed_utterances, method="nearest")
+    some_layers = [sets[0] for sets in layer_sets.values()]  # all sets of a depth cost the same
+    seconds = measure_latency(model, processor, [int(length) for length in some], some_layers)
+    batch = noise_batch(model, processor, round(COST_AUDIO_S * rate_hz))
+    for row, times, layers in zip(report.rows, seconds.T, some_layers, strict=True):
+        row.rtf = float(times.sum() / (some.sum() / rate_hz))
+        row.latency_p50_s, row.latency_p90_s, row.latency_p99_s = map(float, np.quantile(times, [0.5, 0.9, 0.99]))
+        row.memory_mb = measure_memory_mb(model, batch, layers)

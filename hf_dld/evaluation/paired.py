@@ -1,0 +1,103 @@
+"""Is one model better than another at a depth, on the same utterances? A paired bootstrap."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .depth_report import DepthReport
+from .intervals import CONFIDENCE, RESAMPLES, bootstrap_interval, resampled_totals
+
+
+@dataclass
+class PairedDifference:
+    """WER of the second report minus that of the first at one depth, as a fraction: below 0 the second is better.
+
+    `interval` is its 95 % bootstrap interval over utterances. `p_value` is twice the smaller share of the resamples on
+    one side of 0, never below 1 / resamples.
+    """
+
+    num_active_layers: int
+    wer: tuple[float, float]
+    difference: float
+    interval: list[float]
+    p_value: float
+
+    @property
+    def verdict(self) -> str:
+        if self.interval[0] <= 0 <= self.interval[1]:
+            return "no clear difference"
+        return "better" if self.difference < 0 else "worse"
+
+
+def paired_differences(first: str | Path, second: str | Path, seed: int = 0) -> list[PairedDifference]:
+    """Compare two reports, given as JSON files, at every depth that both have.
+
+    Both models must have been evaluated on the same utterances, and the errors of each utterance must lie beside the
+    JSON (`evaluate_depths(errors_path=...)`): resampling the utterances of both at once leaves out what makes
+    utterances hard, which the two models' own intervals contain.
+
+    Raises:
+        ValueError: a report without errors of each utterance, other utterances, or no depth in common.
+    """
+    reports = [DepthReport.from_json(path) for path in (first, second)]
+    with _load_errors(first, reports[0]) as errors, _load_errors(second, reports[1]) as other:
+        if not np.array_equal(errors["text"], other["text"]):
+            raise ValueError(
+                f"{first} and {second} are not about the same utterances in the same order ({len(errors['text'])} and "
+                f"{len(other['text'])}): their errors cannot be compared one by one"
+            )
+        depths = sorted(
+            {row.num_active_layers for row in reports[0].rows} & {r.num_active_layers for r in reports[1].rows}
+        )
+        if not depths:
+            raise ValueError(f"{first} and {second} have no depth in common")
+        differences = []
+        for depth in depths:
+            draws = [max(1, len(report.row(depth).draws)) for report in reports]
+            name = f"word_errors_{depth}"
+            columns = [errors[name], other[name], errors["words"]]
+            counts = np.stack([column.astype(np.int64) for column in columns], axis=1)
+            differences.append(_difference(depth, counts, draws, seed))
+    return differences
+
+
+def _load_errors(path: str | Path, report: DepthReport) -> np.lib.npyio.NpzFile:
+    if report.errors_file is None:
+        raise ValueError(f"{path} has no errors of each utterance: evaluate again with errors_path")
+    file = Path(path).parent / report.errors_file
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, which holds the errors of each utterance of {path}")
+    return np.load(file, allow_pickle=False)
+
+
+def _difference(depth: int, counts: np.ndarray, draws: Sequence[int], seed: int) -> PairedDifference:
+    def difference(totals: np.ndarray) -> np.ndarray:
+        return (totals[..., 1] / draws[1] - totals[..., 0] / draws[0]) / np.maximum(totals[..., 2], 1)
+
+    totals = counts.sum(axis=0)
+    sampled = difference(resampled_totals(counts, seed=seed))
+    one_sided = min((sampled <= 0).mean(), (sampled >= 0).mean())
+    return PairedDifference(
+        num_active_layers=depth,
+        wer=tuple(float(totals[i] / draws[i] / max(totals[2], 1)) for i in range(2)),
+        difference=float(difference(totals)),
+        interval=bootstrap_interval(counts, difference, seed=seed),
+        p_value=float(min(1.0, max(2 * one_sided, 1 / RESAMPLES))),
+    )
+
+
+def paired_markdown(differences: Sequence[PairedDifference], first: str, second: str) -> str:
+    """A Markdown table of the differences; `first` and `second` are what the models are called."""
+    lines = [
+        f"| active layers | {first}: WER | {second}: WER | difference ({CONFIDENCE:.0%} interval) | p | {second} is |",
+        "| ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in differences:
+        low, high = (100 * end for end in row.interval)
+        lines.append(
+            f"| {row.num_active_layers} | {row.wer[0]:.1%} | {row.wer[1]:.1%} | {100 * row.difference:+.1f} points "
+            f"({low:+.1f} to {high:+.1f}) | {row.p_value:.3f} | {row.verdict} |"
+        )
+    return "\n".join(lines) + "\n"
