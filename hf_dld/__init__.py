@@ -15,6 +15,7 @@ from .data import (
 )
 from .deploy import DLDAutomaticSpeechRecognitionPipeline, make_model_card, push_to_hub, register_pipeline
 from .distill import CTCTrainer, CTCTrainingArguments, DLDTrainer, DLDTrainingArguments
+from .evaluation import search_depth_schedule
 from .models import (
     DLDWav2Vec2ConformerConfig,
     DLDWav2Vec2ConformerForCTC,
@@ -44,6 +45,7 @@ __all__ = [
     "make_model_card",
     "prepare_dataset",
     "push_to_hub",
+    "search_depth_schedule",
 ]
 
 for _config, _model, _ctc_model in (

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from .commands.card import add_card_command
 from .commands.push import add_push_command
+from .commands.search import add_search_command
 
-ADD_COMMAND = (add_card_command, add_push_command)
+ADD_COMMAND = (add_card_command, add_push_command, add_search_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """Wav2Vec2-Conformer with any number of its encoder layers; tensor names and full-depth outputs are the stock ones."""
 
-
 import torch
 from torch import nn
 from transformers import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel
