@@ -131,7 +131,11 @@ def main() -> None:
         words, test = transcribe(model, splits["test"], processor, sets)
         costs = costs_gmac(model, int(np.mean(splits["test"]["input_length"])))
         models[sampling] = compare(validation, test, words, costs, args.resamples)
-        content = {"arguments": {**vars(args), "models": str(args.models)}, **environment(), "models": models}
+        content = {
+            "arguments": {name: str(value) for name, value in vars(args).items()},
+            **environment(),
+            "models": models,
+        }
         RESULTS.write_text(json.dumps(content, indent=2) + "\n")
         print(markdown(models), flush=True)
 

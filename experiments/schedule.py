@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "schedule.json"
 RECIPE = {
     "teacher_epochs": 5,
-    "num_train_epochs": 3,
+    "num_train_epochs": 2,
     "learning_rate": 0.0015,
     "kl_weight": 0.0,  # neutral from the teacher's weights (docs/method.md), and a third of a step's time
     "test_split": "validation",  # of the training's own report, which nothing here uses
@@ -197,18 +197,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder for the models")
+    parser.add_argument("--teacher", type=Path, help="checkpoint to start from instead of training one")
     parser.add_argument("--samplings", nargs="+", default=["bernoulli", "selection", "uniform"])
     parser.add_argument("--objectives", nargs="+", default=["ctc", "kl", "wer"])
     parser.add_argument("--random_subsets", type=int, default=5, help="for each count")
     parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
     args = parser.parse_args()
 
-    models, teacher = {}, None
+    models, teacher = {}, args.teacher
     for sampling in args.samplings:
         folder = train(sampling, teacher, args.dataset, args.output)
         teacher = teacher or folder / "teacher"
         models[sampling] = measure(folder, load_splits(folder, args.dataset, ("validation", "test")), args)
-        content = {"arguments": {**vars(args), "output": str(args.output)}, "recipe": RECIPE, "model": MODEL}
+        content = {
+            "arguments": {name: str(value) for name, value in vars(args).items()},
+            "recipe": RECIPE,
+            "model": MODEL,
+        }
         RESULTS.write_text(json.dumps({**content, **environment(), "models": models}, indent=2) + "\n")
         print(markdown(models), flush=True)
 
