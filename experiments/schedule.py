@@ -2,13 +2,15 @@
 
     python examples/corpora/join_digits.py --source ../shared/data/spoken_digits --output outputs/babble_digits \\
         --utterances 4000 500 800 --babble_snr_db 2 12
-    python experiments/schedule.py --dataset outputs/babble_digits --output outputs/schedule
+    python examples/run_dld_ctc.py experiments/schedule_teacher.yaml
+    python experiments/schedule.py --dataset outputs/babble_digits --teacher outputs/schedule_teacher/teacher \\
+        --output outputs/schedule
 
-Trains a teacher of 12 layers and, from its weights, a dynamic student for each way of drawing layers (what is there
-already is used, so an interrupted run goes on), searches a schedule by each objective on the validation split, and
-transcribes the test split with the evenly spaced layers, the found ones, and random ones of the same number. Relative
-differences have 95 % intervals from a paired bootstrap over utterances. Writes experiments/results/schedule.json and
-prints the Markdown tables of docs/schedule.md.
+From the teacher's weights trains a dynamic student for each way of drawing layers, by layer dropping alone (what is
+there already is used, so that an interrupted run goes on), searches a schedule by each objective on the validation
+split, and transcribes the test split with the evenly spaced layers, the found ones, and random ones of the same number.
+Relative differences have 95 % intervals from a paired bootstrap over utterances. Writes
+experiments/results/schedule.json and prints the Markdown tables of docs/schedule.md.
 """
 
 import argparse
@@ -16,7 +18,6 @@ import json
 import platform
 import random
 import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,52 +25,47 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-import yaml
-from transformers import AutoModelForCTC, AutoProcessor
+from transformers import AutoConfig, AutoModelForCTC, AutoProcessor
 
 import hf_dld
 from hf_dld.data import decode_labels
+from hf_dld.distill.checkpoints import save_whole
 from hf_dld.evaluation import count_errors, run_layer_sets
 from hf_dld.evaluation.depth_report import length_sorted_batches
+from hf_dld.models import DYNAMIC_CLASSES
 from hf_dld.models.depth import select_layers
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "schedule.json"
-RECIPE = {
-    "teacher_epochs": 5,
-    "num_train_epochs": 2,
-    "learning_rate": 0.0015,
-    "kl_weight": 0.0,  # neutral from the teacher's weights (docs/method.md), and a third of a step's time
-    "test_split": "validation",  # of the training's own report, which nothing here uses
-    "eval_strategy": "no",
-    "eval_depths": None,
-    "logging_steps": 50,
-}
-MODEL = {
-    "num_hidden_layers": 12,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "conv_dim": [64] * 4,
-    "initializer_range": 0.1,
-}
 
 
-def train(sampling: str, teacher: Path | None, dataset: str, output: Path) -> Path:
-    """The folder of the student that draws its layers so; without a teacher, one is trained first, into teacher/."""
-    folder = output / sampling
-    if (folder / "depth_report.json").exists():
+def train(sampling: str, train_set, processor, args: argparse.Namespace) -> Path:
+    """The folder of the student that draws its layers so."""
+    folder = args.output / sampling
+    if (folder / "config.json").exists():
         return folder
-    options = yaml.safe_load((ROOT / "examples" / "digits_wavlm.yaml").read_text())
-    options |= {**RECIPE, "dataset": dataset, "output_dir": str(folder), "depth_sampling": sampling}
-    options["model_config"] |= MODEL
-    if teacher is not None:
-        options |= {"train_teacher": False, "teacher": str(teacher)}
-        for name in ("model_config", "teacher_epochs", "teacher_learning_rate"):
-            options.pop(name)
-    output.mkdir(parents=True, exist_ok=True)
-    recipe = output / f"{sampling}.json"
-    recipe.write_text(json.dumps(options, indent=2) + "\n")
-    subprocess.run([sys.executable, str(ROOT / "examples" / "run_dld_ctc.py"), str(recipe)], check=True)
+    training = hf_dld.DLDTrainingArguments(
+        output_dir=f"{folder}_checkpoints",
+        depth_sampling=sampling,
+        kl_weight=0.0,  # neutral from the teacher's weights (docs/method.md), and a third of a step's time
+        max_steps=args.steps,
+        learning_rate=args.learning_rate,
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        adam_beta2=0.98,
+        save_strategy="no",
+        logging_steps=50,
+    )
+    model_type = AutoConfig.from_pretrained(args.teacher).model_type
+    trainer = hf_dld.DLDTrainer(
+        model=DYNAMIC_CLASSES[model_type].from_pretrained(args.teacher),
+        args=training,
+        train_dataset=train_set,
+        data_collator=hf_dld.DataCollatorCTC(processor),
+        processing_class=processor,
+    )
+    trainer.train()
+    save_whole(folder, trainer.unwrapped_model, processor)
     return folder
 
 
@@ -108,13 +104,18 @@ def difference(errors: np.ndarray, baseline: np.ndarray, resamples: int) -> dict
     return {"relative": float(errors.sum() / baseline.sum() - 1), "low": float(low), "high": float(high)}
 
 
-def measure(folder: Path, splits: dict, args: argparse.Namespace) -> dict:
-    model, processor = AutoModelForCTC.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+def measure(folder: Path, splits: dict, processor, args: argparse.Namespace) -> dict:
+    model = AutoModelForCTC.from_pretrained(folder).eval()
     num_layers = model.config.num_hidden_layers
     schedules = {}
     for objective in args.objectives:
         schedules[objective] = hf_dld.search_depth_schedule(
-            model, splits["validation"], processor, objective, resume_file=folder / f"search_{objective}.json"
+            model,
+            splits["validation"],
+            processor,
+            objective,
+            max_utterances=args.max_utterances,
+            resume_file=folder / f"search_{objective}.json",
         )
     rng = random.Random(0)
     counts = range(1, num_layers)  # at full depth all are the same
@@ -196,24 +197,23 @@ def environment() -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the models")
-    parser.add_argument("--teacher", type=Path, help="checkpoint to start from instead of training one")
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the students")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--learning_rate", type=float, default=0.0015)
     parser.add_argument("--samplings", nargs="+", default=["bernoulli", "selection", "uniform"])
     parser.add_argument("--objectives", nargs="+", default=["ctc", "kl", "wer"])
+    parser.add_argument("--max_utterances", type=int, default=1000, help="of the validation split")
     parser.add_argument("--random_subsets", type=int, default=5, help="for each count")
     parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
     args = parser.parse_args()
 
-    models, teacher = {}, args.teacher
+    splits, models = load_splits(args.teacher, args.dataset, ("train", "validation", "test")), {}
+    processor = AutoProcessor.from_pretrained(args.teacher)
     for sampling in args.samplings:
-        folder = train(sampling, teacher, args.dataset, args.output)
-        teacher = teacher or folder / "teacher"
-        models[sampling] = measure(folder, load_splits(folder, args.dataset, ("validation", "test")), args)
-        content = {
-            "arguments": {name: str(value) for name, value in vars(args).items()},
-            "recipe": RECIPE,
-            "model": MODEL,
-        }
+        folder = train(sampling, splits["train"], processor, args)
+        models[sampling] = measure(folder, splits, processor, args)
+        content = {"arguments": {name: str(value) for name, value in vars(args).items()}}
         RESULTS.write_text(json.dumps({**content, **environment(), "models": models}, indent=2) + "\n")
         print(markdown(models), flush=True)
 
