@@ -135,3 +135,6 @@ def write_schedule(checkpoint: Path, layers: list[list[int]]) -> None:
     print(f"{path}: a count of layers now means these layers ({before})")
     if config.get("active_layers") is not None:
         print(f"As before, the checkpoint runs layers {config['active_layers']} unless a call asks for another depth.")
+    reports = [name for name in ("depth_report.json", "README.md") if (checkpoint / name).exists()]
+    if reports:
+        print(f"{' and '.join(reports)} may still tell of the layers as they were: evaluate the depths again.")

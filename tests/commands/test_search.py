@@ -61,8 +61,11 @@ def test_layers_that_a_checkpoint_names_stay(checkpoint, corpus, capsys):
     model = DLDWavLMForCTC.from_pretrained(checkpoint)
     model.set_active_layers([1, 3])
     model.save_pretrained(checkpoint)
+    (checkpoint / "depth_report.json").write_text("{}")
     main(["search", str(checkpoint), "--dataset", str(corpus)])
-    assert "As before, the checkpoint runs layers [1, 3] unless" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "As before, the checkpoint runs layers [1, 3] unless" in printed
+    assert "depth_report.json may still tell of the layers as they were: evaluate the depths again." in printed
 
 
 def test_checkpoints_that_cannot_take_a_schedule(tmp_path):
