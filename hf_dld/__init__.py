@@ -36,6 +36,7 @@ _MODULES = {
     "make_model_card": "deploy",
     "prepare_dataset": "data",
     "push_to_hub": "deploy",
+    "search_depth_schedule": "evaluation",
 }
 __all__ = [
     "CheckpointError",

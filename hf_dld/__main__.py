@@ -8,8 +8,16 @@ from .commands.compare import add_compare_command
 from .commands.export import add_export_command
 from .commands.push import add_push_command
 from .commands.report import add_report_command
+from .commands.search import add_search_command
 
-ADD_COMMAND = (add_card_command, add_compare_command, add_export_command, add_push_command, add_report_command)
+ADD_COMMAND = (
+    add_card_command,
+    add_compare_command,
+    add_export_command,
+    add_push_command,
+    add_report_command,
+    add_search_command,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

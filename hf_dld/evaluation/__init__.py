@@ -7,7 +7,9 @@ _MODULES = {
     "DepthDraw": "depth_report",
     "DepthReport": "depth_report",
     "DepthRow": "depth_report",
+    "DepthSchedule": "schedule_search",
     "LatencyModel": "latency",
+    "LayerSetScorer": "layer_sets",
     "PairedDifference": "paired",
     "WordErrorRate": "metrics",
     "asr_metrics": "metrics",
@@ -20,6 +22,8 @@ _MODULES = {
     "paired_differences": "paired",
     "paired_markdown": "paired",
     "plot_depths": "plots",
+    "run_layer_sets": "layer_sets",
+    "search_depth_schedule": "schedule_search",
 }
 __all__ = list(_MODULES)
 __getattr__ = lazy_attributes(__name__, _MODULES)

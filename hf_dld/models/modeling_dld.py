@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from .loading import check_loading, explained_errors
 
@@ -40,7 +41,8 @@ def stock_layers(config: PreTrainedConfig, count: int) -> Iterator[None]:
 class DynamicDepthEncoderMixin:
     """The loop of an encoder that runs some of its `layers`; a skipped layer passes its input on and costs nothing.
 
-    The gate of DLD (arXiv 2601.16117): y + g * f(y) with g in {0, 1}, decided before the loop.
+    The gate of DLD (arXiv 2601.16117): y + g * f(y) with g in {0, 1}, decided before the loop. An encoder says what
+    comes before its layers, `before_layers`, and after them, `after_layers`.
     """
 
     def __init__(self, config: Any):
@@ -53,10 +55,26 @@ class DynamicDepthEncoderMixin:
         )
         self.layer_output = LayerOutput()
 
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        active_layers: Any | None = None,
+        num_active_layers: int | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        active_layers = self.config.resolve_active_layers(active_layers, num_active_layers)
+        hidden_states, layer_inputs = self.before_layers(hidden_states, attention_mask)
+        hidden_states = self.run_layers(hidden_states, active_layers, **layer_inputs, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.after_layers(hidden_states))
+
     def run_layers(
         self, hidden_states: torch.Tensor, active_layers: tuple[int, ...], **layer_kwargs: Any
     ) -> torch.Tensor:
-        """Run the active layers on `hidden_states` of shape (batch, frames, hidden)."""
+        """Run the active layers on `hidden_states` of shape (batch, frames, hidden).
+
+        May be called for a few layers at a time: what two sets of layers begin with need not be computed twice.
+        """
         for index, layer in enumerate(self.layers):
             layer_input = hidden_states
             if index in active_layers:
@@ -149,6 +167,39 @@ class DynamicDepthModelMixin:
         else:
             indices = self.config.resolve_active_layers(active_layers=active_layers)
             self.config.num_active_layers, self.config.active_layers = len(indices), list(indices)
+
+    def before_layers(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """What is the same whichever layers run, for running several sets of layers on one batch.
+
+        `model.ctc_logits(model.base_model.encoder.run_layers(hidden_states, layers, **layer_inputs))` equals
+        `model(input_values, attention_mask, active_layers=layers).logits`.
+
+        Args:
+            input_values: (batch, samples).
+            attention_mask: (batch, samples), 1 where there is speech.
+
+        Returns:
+            The hidden states that go into the first layer, (batch, frames, hidden), and what every layer takes with
+            them (masks and positions).
+        """
+        model = self.base_model
+        features = model.feature_extractor(input_values).transpose(1, 2)
+        if attention_mask is not None:
+            attention_mask = model._get_feature_vector_attention_mask(
+                features.shape[1], attention_mask, add_adapter=False
+            )
+        hidden_states, _ = model.feature_projection(features)
+        hidden_states = model._mask_hidden_states(hidden_states, attention_mask=attention_mask)
+        return model.encoder.before_layers(hidden_states, attention_mask)
+
+    def ctc_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The logits (batch, frames, vocab) of a CTC model from the output of its last layer, see `before_layers`."""
+        hidden_states = self.base_model.encoder.after_layers(hidden_states)
+        if self.base_model.adapter is not None:
+            hidden_states = self.base_model.adapter(hidden_states)
+        return self.lm_head(self.dropout(hidden_states))
 
     def to_static(self, active_layers: int | Sequence[int] | None = None) -> PreTrainedModel:
         """A stock model made of just the active layers, with weights of its own; its outputs are equal.

@@ -1,12 +1,9 @@
 """Wav2Vec2-Conformer with any number of its encoder layers; tensor names and full-depth outputs are the stock ones."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
     Wav2Vec2ConformerEncoder,
@@ -29,15 +26,9 @@ from .modeling_dld import (
 class DLDWav2Vec2ConformerEncoder(DynamicDepthEncoderMixin, Wav2Vec2ConformerEncoder):
     """The Conformer encoder: `hidden_states` (batch, frames, hidden) through the active layers."""
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        active_layers: Any | None = None,
-        num_active_layers: int | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutput:
-        active_layers = self.config.resolve_active_layers(active_layers, num_active_layers)
+    def before_layers(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
         hidden_states = zero_padding(hidden_states, attention_mask)
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
@@ -45,14 +36,10 @@ class DLDWav2Vec2ConformerEncoder(DynamicDepthEncoderMixin, Wav2Vec2ConformerEnc
         hidden_states = self.dropout(hidden_states)
         # the same embeddings serve whichever layers run
         positions = self.embed_positions(hidden_states) if self.embed_positions is not None else None
-        hidden_states = self.run_layers(
-            hidden_states,
-            active_layers,
-            attention_mask=attention_mask,
-            relative_position_embeddings=positions,
-            **kwargs,
-        )
-        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+        return hidden_states, {"attention_mask": attention_mask, "relative_position_embeddings": positions}
+
+    def after_layers(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm(hidden_states)
 
 
 class DLDWav2Vec2ConformerPreTrainedModel(DynamicDepthModelMixin, Wav2Vec2ConformerPreTrainedModel):

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import WavLMForCTC, WavLMModel
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.wavlm.modeling_wavlm import (
     WavLMAttention,
@@ -136,15 +135,10 @@ class DynamicWavLMEncoderMixin(DynamicDepthEncoderMixin):
         if 0 not in config.present_layers:
             self.layers[0].attention = RelativePositionBias(config)
 
-    def run_wavlm_layers(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        active_layers: Any | None = None,
-        num_active_layers: int | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        active_layers = self.config.resolve_active_layers(active_layers, num_active_layers)
+    def before_layers(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+        hidden_states = self.embed_positions(zero_padding(hidden_states, attention_mask))
         frames = hidden_states.shape[1]
         # layer 0 owns the embedding; computed here, it serves whichever layers run
         position_bias = self.layers[0].attention.compute_bias(frames, frames).unsqueeze(0)
@@ -152,33 +146,27 @@ class DynamicWavLMEncoderMixin(DynamicDepthEncoderMixin):
             padding = ~attention_mask[:, None, None, :]
             attention_mask = torch.zeros(padding.shape, dtype=position_bias.dtype, device=padding.device)
             attention_mask = attention_mask.masked_fill(padding, torch.finfo(position_bias.dtype).min)
-        return self.run_layers(
-            hidden_states, active_layers, attention_mask=attention_mask, position_bias=position_bias, **kwargs
-        )
+        return hidden_states, {"attention_mask": attention_mask, "position_bias": position_bias}
 
 
 class DLDWavLMEncoder(DynamicWavLMEncoderMixin, WavLMEncoder):
     """The post-norm encoder (WavLM base): `hidden_states` (batch, frames, hidden) through the active layers."""
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutput:
-        hidden_states = zero_padding(hidden_states, attention_mask)
-        hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
-        hidden_states = self.dropout(self.layer_norm(hidden_states))
-        return BaseModelOutput(last_hidden_state=self.run_wavlm_layers(hidden_states, attention_mask, **kwargs))
+    def embed_positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.layer_norm(hidden_states + self.pos_conv_embed(hidden_states)))
+
+    def after_layers(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states
 
 
 class DLDWavLMEncoderStableLayerNorm(DynamicWavLMEncoderMixin, WavLMEncoderStableLayerNorm):
     """The pre-norm encoder (WavLM large): `hidden_states` (batch, frames, hidden) through the active layers."""
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutput:
-        hidden_states = zero_padding(hidden_states, attention_mask)
-        hidden_states = self.dropout(hidden_states + self.pos_conv_embed(hidden_states))
-        hidden_states = self.run_wavlm_layers(hidden_states, attention_mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+    def embed_positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(hidden_states + self.pos_conv_embed(hidden_states))
+
+    def after_layers(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm(hidden_states)
 
 
 class DLDWavLMPreTrainedModel(DynamicDepthModelMixin, WavLMPreTrainedModel):

@@ -92,6 +92,35 @@ def test_every_subset_equals_the_stock_model_of_those_layers(variant, batch):
         )
 
 
+@pytest.mark.parametrize("options", [{}, {"add_adapter": True}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_layers_run_in_pieces_give_the_same_logits(variant, batch, masked, options):
+    if not masked:
+        batch.pop("attention_mask")
+    model = make_dynamic(variant, **options)
+    run_layers = model.base_model.encoder.run_layers
+    with torch.no_grad():
+        start, layer_inputs = model.before_layers(**batch)
+        first = run_layers(start, (0, 2), **layer_inputs)
+        for rest in ((), (3,)):
+            logits = model.ctc_logits(run_layers(first, rest, **layer_inputs))
+            assert torch.equal(logits, logits_of(model, batch, active_layers=(0, 2, *rest)))
+
+
+def test_layers_run_in_pieces_are_masked_in_training_alike(variant, batch):
+    model = make_dynamic(variant, mask_time_prob=0.5, mask_time_length=2, hidden_dropout=0.2).train()
+    logits = []
+    for in_pieces in (False, True):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        if in_pieces:
+            start, layer_inputs = model.before_layers(**batch)
+            logits.append(model.ctc_logits(model.base_model.encoder.run_layers(start, (1, 2), **layer_inputs)))
+        else:
+            logits.append(model(**batch, active_layers=(1, 2)).logits)
+    assert torch.equal(*logits)
+
+
 def test_static_model_owns_its_weights(variant):
     dynamic = make_dynamic(variant)
     static = dynamic.to_static(2)

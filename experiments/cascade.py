@@ -1,0 +1,144 @@
+"""Does it pay to go deeper only where few layers are unsure? Against fixed depths of the same average cost.
+
+    python experiments/schedule.py --dataset outputs/babble_digits --output outputs/schedule    (trains the models)
+    python experiments/cascade.py --dataset outputs/babble_digits --models outputs/schedule
+
+Each utterance is transcribed with few layers; where the confidence (mean or lowest log posterior of the best path's
+frames) is below a threshold, it is transcribed again with more. The second pass starts from the layers that both sets
+begin with, the feature encoder runs once, and the second pass's CTC head is counted. For the cost of each fixed depth,
+the best pair of depths, confidence and threshold is chosen on the validation split, as is the best fixed depth that
+costs no more, and both are judged on the test split. Writes experiments/results/cascade.json and prints the tables of
+docs/schedule.md.
+"""
+
+import argparse
+import itertools
+import json
+import os.path
+from pathlib import Path
+
+import numpy as np
+import torch
+from schedule import difference, environment, load_splits, transcribe
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCTC, AutoProcessor
+
+RESULTS = Path(__file__).parent / "results" / "cascade.json"
+RATES = np.linspace(0.05, 0.95, 19)  # shares of the validation utterances that go deeper
+
+
+def costs_gmac(model, samples: int) -> tuple[float, float, float]:
+    """GMAC of everything but the layers, of one layer, and of the CTC head, for one utterance of so many samples."""
+    gmac = []
+    for layers in ([0], [0, 1]):
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, samples), active_layers=layers)
+        gmac.append(counter.get_total_flops() / 2e9)
+    layer = gmac[1] - gmac[0]
+    head = int(model._get_feat_extract_output_lengths(samples)) * model.lm_head.weight.numel() / 1e9
+    return gmac[0] - layer, layer, head
+
+
+def cascade(results: dict, shallow: tuple, deep: tuple, confidence: str, threshold: float, costs) -> tuple:
+    """Errors of each utterance and the average GMAC."""
+    rest, layer, head = costs
+    deeper = results[shallow][confidence] < threshold
+    errors = np.where(deeper, results[deep]["errors"], results[shallow]["errors"])
+    again = len(deep) - len(os.path.commonprefix([shallow, deep]))
+    return errors, rest + layer * len(shallow) + deeper.mean() * (again * layer + head)
+
+
+def compare(validation: dict, test: dict, words: np.ndarray, costs, resamples: int) -> list[dict]:
+    """A row for each budget, the cost of a fixed depth."""
+    sets = sorted(validation, key=len)
+    rest, layer, _ = costs
+    tried = []
+    for shallow, deep in itertools.combinations(sets, 2):
+        for confidence, rate in itertools.product(("mean", "lowest"), RATES):
+            threshold = float(np.quantile(validation[shallow][confidence], rate))
+            errors, gmac = cascade(validation, shallow, deep, confidence, threshold, costs)
+            tried.append((errors.sum(), gmac, (shallow, deep, confidence, threshold)))
+    rows = []
+    for budget in sets[1:-1]:
+        limit = rest + layer * len(budget)
+        affordable = [candidate for candidate in tried if candidate[1] <= limit]
+        if not affordable:
+            continue
+        _, _, (shallow, deep, confidence, threshold) = min(affordable)
+        fixed = min(sets[: len(budget)], key=lambda layers: (validation[layers]["errors"].sum(), len(layers)))
+        errors, gmac = cascade(test, shallow, deep, confidence, threshold, costs)
+        baseline = test[fixed]["errors"]
+        rows.append(
+            {
+                "budget_gmac": limit,
+                "fixed": len(fixed),
+                "fixed_gmac": rest + layer * len(fixed),
+                "fixed_wer": float(baseline.sum() / words.sum()),
+                "shallow": len(shallow),
+                "deep": len(deep),
+                "confidence": confidence,
+                "threshold": threshold,
+                "went_deeper": float((test[shallow][confidence] < threshold).mean()),
+                "cascade_gmac": float(gmac),
+                "cascade_wer": float(errors.sum() / words.sum()),
+                "against_fixed": difference(errors, baseline, resamples),
+            }
+        )
+    return rows
+
+
+def markdown(models: dict) -> str:
+    lines = []
+    for name, rows in models.items():
+        lines += [f"Trained with `{name}`:", "", "| budget, GMAC | fixed depth: layers | GMAC | WER | "]
+        lines[-1] += "cascade: layers | goes deeper | GMAC | WER | against fixed |"
+        lines.append("| ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
+        for row in rows:
+            change = row["against_fixed"]
+            interval = " ({:+.0f} to {:+.0f})".format(100 * change["low"], 100 * change["high"])
+            cells = [
+                f"{row['budget_gmac']:.3f}",
+                str(row["fixed"]),
+                f"{row['fixed_gmac']:.3f}",
+                f"{100 * row['fixed_wer']:.1f}",
+                f"{row['shallow']}, then {row['deep']}",
+                f"{100 * row['went_deeper']:.0f} %",
+                f"{row['cascade_gmac']:.3f}",
+                f"{100 * row['cascade_wer']:.1f}",
+                f"{100 * change['relative']:+.0f}" + interval,
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--models", type=Path, required=True, help="the --output of schedule.py")
+    parser.add_argument("--samplings", nargs="+", default=["bernoulli", "selection", "uniform"])
+    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
+    args = parser.parse_args()
+
+    models = {}
+    for sampling in args.samplings:
+        folder = args.models / sampling
+        model, processor = AutoModelForCTC.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+        splits = load_splits(folder, args.dataset, ("validation", "test"))
+        counts = range(1, model.config.num_hidden_layers + 1)
+        sets = [model.config.resolve_active_layers(num_active_layers=count) for count in counts]
+        _, validation = transcribe(model, splits["validation"], processor, sets)
+        words, test = transcribe(model, splits["test"], processor, sets)
+        costs = costs_gmac(model, int(np.mean(splits["test"]["input_length"])))
+        models[sampling] = compare(validation, test, words, costs, args.resamples)
+        content = {
+            "arguments": {name: str(value) for name, value in vars(args).items()},
+            **environment(),
+            "models": models,
+        }
+        RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+        print(markdown(models), flush=True)
+
+
+if __name__ == "__main__":
+    main()
