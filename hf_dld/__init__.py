@@ -31,6 +31,7 @@ _MODULES = {
     "build_subword_processor": "data",
     "export_static": "deploy",
     "load_speech_dataset": "data",
+    "lora_config": "distill",
     "make_model_card": "deploy",
     "prepare_dataset": "data",
     "push_to_hub": "deploy",

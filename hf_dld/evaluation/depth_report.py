@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
@@ -62,7 +63,7 @@ def evaluate_depths(
     """Transcribe a dataset at every depth by greedy CTC decoding, and count the errors.
 
     Args:
-        model: a dynamic model; left at the depth and in the mode that it came in.
+        model: a dynamic model, or a `PeftModel` around one; left at the depth and in the mode that it came in.
         dataset: as `hf_dld.data.prepare_dataset` returns it.
         processor: the model's own.
         depths: numbers of active layers, 1 to the model's layers; all of them when None. Which layers they are is
@@ -121,7 +122,8 @@ def length_sorted_batches(
 
 def count_parameters(model: PreTrainedModel, active_layers: Iterable[int]) -> int:
     """Parameters that take part when only `active_layers` run: those of a static model of these layers."""
-    encoder_layers = model.base_model.encoder.layers
+    dynamic_model = model.get_base_model() if isinstance(model, PeftModel) else model
+    encoder_layers = dynamic_model.base_model.encoder.layers
     skipped = set(range(len(encoder_layers))) - set(active_layers)
     unused = {
         id(parameter)

@@ -361,7 +361,7 @@ class TestBadInput:
     def test_no_teacher(self, tmp_path, processor, dataset):
         with pytest.raises(ValueError, match="kl_weight is 1.0, but there is no teacher"):
             make_trainer(tmp_path, processor, dataset, teacher=None)
-        with pytest.raises(ValueError, match="teacher must be a model, \"self\" or None; got 'you'"):
+        with pytest.raises(ValueError, match='teacher must be a model, "self", "base" or None; got \'you\''):
             make_trainer(tmp_path, processor, dataset, teacher="you")
 
     @pytest.mark.parametrize("depth", [0, -1, 13])
