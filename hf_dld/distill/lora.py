@@ -90,15 +90,16 @@ def check_base_teacher(model: nn.Module) -> None:
 @contextmanager
 def adapters_off(model: PeftModel) -> Iterator[None]:
     """For the time being, `model` is its base model in eval mode; after that all modes and flags are as they were."""
-    modes = [(module, module.training) for module in model.modules()]
+    in_training = [module for module in model.modules() if module.training]
     # PEFT stops the gradients of what it turns off, and starts them again whether they were wanted or not
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
+    for module in in_training:
+        module.training = False
     try:
         with model.disable_adapter():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in in_training:
+            module.training = True
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)

@@ -96,9 +96,7 @@ def test_saved_adapters_load_again(saved, batch):
     integrated.load_adapter(str(adapter))
     loaded = {
         "PEFT": PeftModel.from_pretrained(model_class.from_pretrained(folder / "base"), adapter),
-        "PEFT on the stock checkpoint": PeftModel.from_pretrained(
-            model_class.from_pretrained(folder / "stock"), adapter
-        ),
+        "PEFT on stock": PeftModel.from_pretrained(model_class.from_pretrained(folder / "stock"), adapter),
         "load_adapter": integrated,
         "the class": model_class.from_pretrained(adapter, num_active_layers=4),
         "the Auto class": AutoModelForCTC.from_pretrained(adapter),
