@@ -25,7 +25,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCTC, HfArgumentParser, pipeline, set_seed
 
 import hf_dld
-from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset
+from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset, training_stream
 from hf_dld.deploy import create_repository, push_to_hub, write_model_card
 from hf_dld.deploy.model_card import CARD_FILE, check_facts, is_own_card
 from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint, save_whole
@@ -114,10 +114,19 @@ class DataArguments:
     vocab_size: int = field(default=256, metadata={"help": "For bpe and unigram."})
     sampling_rate_hz: int = field(default=16_000, metadata={"help": "Without a teacher: the rate the model hears."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that decode the corpus."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training split as it goes, for max_steps; batches are not grouped by length."},
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "With streaming: an utterance is drawn from so many that are held."}
+    )
 
     def __post_init__(self) -> None:
         if self.vocabulary not in ("characters", "bpe", "unigram"):
             raise ValueError(f"vocabulary must be 'characters', 'bpe' or 'unigram'; got {self.vocabulary!r}.")
+        if self.shuffle_buffer_size < 1:
+            raise ValueError(f"shuffle_buffer_size must be at least 1 utterance; got {self.shuffle_buffer_size}.")
 
 
 @dataclass
@@ -156,6 +165,28 @@ def check_depths(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) 
         check_num_active_layers(depth, num_layers)
 
 
+def check_streaming(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) -> None:
+    """Fail before any audio is read if something is asked for that a stream does not have: a length, or an end."""
+    if args.max_steps <= 0:
+        raise ValueError(
+            "streaming needs max_steps, the number of optimizer steps, because a stream has no known length; got "
+            f"{args.max_steps}."
+        )
+    if model_args.teacher_epochs is not None:
+        raise ValueError(
+            f"teacher_epochs is {model_args.teacher_epochs}, but a stream has no epochs: with streaming, the teacher "
+            "is trained for max_steps too."
+        )
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if getattr(args, name) == "epoch":
+            raise ValueError(f"{name} is 'epoch', but a stream has no epochs: use 'steps' with streaming.")
+    if args.train_sampling_strategy == "batch_rebalance":
+        raise ValueError(
+            "train_sampling_strategy is 'batch_rebalance', which needs all lengths in advance, and a stream has none: "
+            "with streaming, use 'random' (drawn from shuffle_buffer_size utterances) or 'sequential'."
+        )
+
+
 def check_lora(model_args: ModelArguments) -> None:
     """Fail before any audio is read if the adapters do not fit the student."""
     if model_args.lora_r is not None:
@@ -183,6 +214,7 @@ def load_splits(data_args: DataArguments) -> dict[str, Any]:
             split,
             audio_column=data_args.audio_column,
             text_column=data_args.text_column,
+            streaming=data_args.streaming and role == "train",
         )
         for role, split in splits.items()
     }
@@ -230,6 +262,7 @@ def make_teacher(
             "output_dir": f"{args.output_dir}/teacher_checkpoints",
             "learning_rate": model_args.teacher_learning_rate or args.learning_rate,
             "num_train_epochs": model_args.teacher_epochs or args.num_train_epochs,
+            "max_steps": args.max_steps if isinstance(splits["train"], datasets.IterableDataset) else -1,
             "push_to_hub": False,
             "eval_strategy": "no",
             "save_total_limit": 1,
@@ -334,6 +367,8 @@ def main() -> None:
     model_args, data_args, card_args, args = parse_arguments()
     check_depths(model_args, args)
     check_lora(model_args)
+    if data_args.streaming:
+        check_streaming(model_args, args)
     run = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     # folders and how a run is watched may differ from those of the run that it continues
     for name in ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub"):
@@ -358,17 +393,24 @@ def main() -> None:
     else:
         source = model_args.student or model_args.teacher
         frames_of = AutoModelForCTC.from_config(AutoConfig.from_pretrained(source, num_hidden_layers=1))
+    frames_of = frames_of._get_feat_extract_output_lengths
     limits = {"min_duration_s": data_args.min_duration_s, "max_duration_s": data_args.max_duration_s}
+    untranscribed = {"keep_untranscribed": data_args.keep_untranscribed}
+    if data_args.streaming:
+        in_order = args.train_sampling_strategy == "sequential"
+        splits["train"], train_report = training_stream(
+            splits["train"],
+            processor,
+            frames_of,
+            shuffle_buffer_size=None if in_order else data_args.shuffle_buffer_size,
+            seed=args.seed,
+            **limits,
+            **untranscribed,
+        )
     with args.main_process_first():
-        for role, split in splits.items():
-            splits[role], report = prepare_dataset(
-                split,
-                processor,
-                frames_of._get_feat_extract_output_lengths,
-                keep_untranscribed=data_args.keep_untranscribed and role == "train",
-                num_proc=data_args.num_proc,
-                **limits,
-            )
+        for role in ("eval", "test") if data_args.streaming else splits:
+            options = {**limits, **(untranscribed if role == "train" else {}), "num_proc": data_args.num_proc}
+            splits[role], report = prepare_dataset(splits[role], processor, frames_of, **options)
             logger.info("%s: %d utterances, %d left out", role, report.kept, report.total - report.kept)
     shared = {
         "eval_dataset": splits["eval"],
@@ -392,6 +434,8 @@ def main() -> None:
     )
     train(trainer)
     logger.info("Student ready after %.0f s", time.monotonic() - started)
+    if data_args.streaming and args.dataloader_num_workers == 0:  # else the workers have counted, each for itself
+        logger.info("What was read of the training stream, repetitions included:\n%s", train_report)
 
     if trainer.is_world_process_zero():
         model = trainer.unwrapped_model

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import runpy
 from pathlib import Path
 
@@ -235,6 +236,39 @@ def test_careless_lora(run, checkpoint, tmp_path, settings, message):
 def test_self_teaching_from_scratch(run, tmp_path):
     run(train_teacher=None, teacher="self", student="config", max_steps=2, vocabulary="bpe", vocab_size=20)
     assert not (tmp_path / "out" / "teacher").exists()
+
+
+def test_streaming(run, caplog):
+    """A teacher and a student from a stream of 12 good utterances, read more than once, for a vocabulary too."""
+    settings = {"streaming": True, "max_steps": 5, "shuffle_buffer_size": 4, "num_train_epochs": None}
+    with caplog.at_level(logging.INFO):
+        output = run(**settings)
+    assert (output / "depth_report.md").exists()
+    assert json.loads((output / "checkpoints" / "checkpoint-5" / "trainer_state.json").read_text())["max_steps"] == 5
+    report = caplog.text.partition("What was read of the training stream")[2]
+    for reason in ("kept", "not audio that libsndfile can decode", "empty file", "no such file", "no transcript"):
+        assert reason in report
+    assert "test: 4 utterances, 4 left out" in caplog.text, "the other splits are loaded"
+    weights = (output / "model.safetensors").read_bytes()
+    run(**settings)
+    assert (output / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": None}, "streaming needs max_steps.*a stream has no known length; got -1"),
+        ({"teacher_epochs": 3.0}, "teacher_epochs is 3.0, but a stream has no epochs"),
+        ({"eval_strategy": "epoch"}, "eval_strategy is 'epoch', but a stream has no epochs"),
+        ({"save_strategy": "epoch"}, "save_strategy is 'epoch', but a stream has no epochs"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "which needs all lengths in advance, and a stream has none"),
+        ({"shuffle_buffer_size": 0}, "shuffle_buffer_size must be at least 1 utterance; got 0"),
+    ],
+)
+def test_careless_streaming(run, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(**{"streaming": True, "max_steps": 2, "dataset": "/no/such/corpus", **settings})
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_run_in_the_same_folder(run, tmp_path):
