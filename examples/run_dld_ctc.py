@@ -2,10 +2,12 @@
 
     python examples/run_dld_ctc.py examples/quickstart.yaml
     python examples/run_dld_ctc.py --dataset my_corpus --teacher my_finetuned_wavlm --output_dir outputs/mine
+    python examples/run_dld_ctc.py --dataset my_corpus --student my_wavlm_ctc --output_dir outputs/mine --lora_r 16
 
 Takes a teacher or trains one first (--train_teacher), makes the student, trains it with DLD, evaluates every depth and
 saves a directory that `pipeline("automatic-speech-recognition")` loads, with a table and a plot of WER against active
-layers. An interrupted run goes on where it was when the same command is repeated.
+layers. An interrupted run goes on where it was when the same command is repeated. With --lora_r, adapters alone are
+trained, taught by the weights under them; OUTPUT_DIR/adapter keeps them, and OUTPUT_DIR is the merged model.
 """
 
 import json
@@ -17,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
+from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCTC, HfArgumentParser, pipeline, set_seed
 
 import hf_dld
-from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset
+from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset, training_stream
 from hf_dld.deploy import create_repository, push_to_hub, write_model_card
 from hf_dld.deploy.model_card import CARD_FILE, check_facts, is_own_card
 from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint, save_whole
@@ -34,7 +38,7 @@ logger = logging.getLogger("run_dld_ctc")
 
 @dataclass
 class ModelArguments:
-    teacher: str | None = field(default=None, metadata={"help": "CTC checkpoint that teaches, or 'self'."})
+    teacher: str | None = field(default=None, metadata={"help": "CTC checkpoint that teaches, 'self' or 'base'."})
     train_teacher: bool = field(default=False, metadata={"help": "Train a teacher first, from model_config."})
     teacher_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
     teacher_epochs: float | None = field(default=None, metadata={"help": "Default: num_train_epochs."})
@@ -45,8 +49,18 @@ class ModelArguments:
         default=None, metadata={"help": "What is trained from scratch: a JSON object with model_type, or a JSON file."}
     )
     freeze_feature_encoder: bool = field(default=False, metadata={"help": "Keep the student's feature encoder as is."})
+    lora_r: int | None = field(
+        default=None,
+        metadata={"help": "Train LoRA adapters of this rank; teacher defaults to 'base', the weights under them."},
+    )
+    lora_alpha: float | None = field(default=None, metadata={"help": "Their scale times lora_r. Default: 2 lora_r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on their input, 0 <= p < 1."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Names of the modules they adapt. Default: the attention's projections."}
+    )
 
     def __post_init__(self) -> None:
+        self.settle_lora()
         if self.train_teacher == (self.teacher is not None):
             raise ValueError(
                 "Give either teacher (a CTC checkpoint, or 'self') or train_teacher; "
@@ -61,8 +75,27 @@ class ModelArguments:
                 "Training from scratch needs model_config with a model_type, one of "
                 f"{sorted(DYNAMIC_CLASSES)}; got {self.model_config!r}."
             )
-        if self.teacher == "self" and self.student is None:
-            raise ValueError("With teacher 'self' there is no other model to start from: give student.")
+        if self.teacher in ("self", "base") and self.student is None:
+            raise ValueError(f"With teacher {self.teacher!r} there is no other model to start from: give student.")
+
+    def settle_lora(self) -> None:
+        """What the student and the teacher are where adapters are trained, if that was left open."""
+        if self.lora_r is None:
+            if self.teacher == "base" or self.lora_alpha or self.lora_dropout or self.lora_target_modules:
+                raise ValueError(
+                    "teacher 'base' and the other lora_ options are about LoRA adapters: give lora_r, their rank."
+                )
+            return
+        if self.train_teacher or self.student == "config":
+            raise ValueError(
+                "lora_r adapts a model that is trained already: give it as student or teacher, and neither "
+                f"train_teacher nor student 'config'; got train_teacher={self.train_teacher} and "
+                f"student={self.student!r}."
+            )
+        if self.student is None and self.teacher not in ("self", "base"):
+            self.student = self.teacher
+        if self.student is not None and self.teacher in (None, self.student):
+            self.teacher = "base"  # the same weights, but held once
 
 
 @dataclass
@@ -81,10 +114,19 @@ class DataArguments:
     vocab_size: int = field(default=256, metadata={"help": "For bpe and unigram."})
     sampling_rate_hz: int = field(default=16_000, metadata={"help": "Without a teacher: the rate the model hears."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that decode the corpus."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training split as it goes, for max_steps; batches are not grouped by length."},
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "With streaming: an utterance is drawn from so many that are held."}
+    )
 
     def __post_init__(self) -> None:
         if self.vocabulary not in ("characters", "bpe", "unigram"):
             raise ValueError(f"vocabulary must be 'characters', 'bpe' or 'unigram'; got {self.vocabulary!r}.")
+        if self.shuffle_buffer_size < 1:
+            raise ValueError(f"shuffle_buffer_size must be at least 1 utterance; got {self.shuffle_buffer_size}.")
 
 
 @dataclass
@@ -123,6 +165,46 @@ def check_depths(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) 
         check_num_active_layers(depth, num_layers)
 
 
+def check_streaming(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) -> None:
+    """Fail before any audio is read if something is asked for that a stream does not have: a length, or an end."""
+    if args.max_steps <= 0:
+        raise ValueError(
+            "streaming needs max_steps, the number of optimizer steps, because a stream has no known length; got "
+            f"{args.max_steps}."
+        )
+    if model_args.teacher_epochs is not None:
+        raise ValueError(
+            f"teacher_epochs is {model_args.teacher_epochs}, but a stream has no epochs: with streaming, the teacher "
+            "is trained for max_steps too."
+        )
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if getattr(args, name) == "epoch":
+            raise ValueError(f"{name} is 'epoch', but a stream has no epochs: use 'steps' with streaming.")
+    if args.train_sampling_strategy == "batch_rebalance":
+        raise ValueError(
+            "train_sampling_strategy is 'batch_rebalance', which needs all lengths in advance, and a stream has none: "
+            "with streaming, use 'random' (drawn from shuffle_buffer_size utterances) or 'sequential'."
+        )
+
+
+def check_lora(model_args: ModelArguments) -> None:
+    """Fail before any audio is read if the adapters do not fit the student."""
+    if model_args.lora_r is not None:
+        model_class = student_class(model_args.student)
+        with torch.device("meta"):  # names, no weights
+            model = model_class(model_class.config_class.from_pretrained(model_args.student))
+        hf_dld.lora_config(model, **lora_options(model_args))
+
+
+def lora_options(model_args: ModelArguments) -> dict[str, Any]:
+    return {
+        "r": model_args.lora_r,
+        "lora_alpha": model_args.lora_alpha,
+        "lora_dropout": model_args.lora_dropout,
+        "target_modules": model_args.lora_target_modules,
+    }
+
+
 def load_splits(data_args: DataArguments) -> dict[str, Any]:
     splits = {"train": data_args.train_split, "eval": data_args.eval_split, "test": data_args.test_split}
     return {
@@ -132,6 +214,7 @@ def load_splits(data_args: DataArguments) -> dict[str, Any]:
             split,
             audio_column=data_args.audio_column,
             text_column=data_args.text_column,
+            streaming=data_args.streaming and role == "train",
         )
         for role, split in splits.items()
     }
@@ -139,7 +222,7 @@ def load_splits(data_args: DataArguments) -> dict[str, Any]:
 
 def make_processor(model_args: ModelArguments, data_args: DataArguments, train: Any) -> Any:
     """The teacher's or student's own processor, or one with a vocabulary from the training transcripts."""
-    source = model_args.teacher if model_args.teacher not in (None, "self") else model_args.student
+    source = model_args.teacher if model_args.teacher not in (None, "self", "base") else model_args.student
     if source not in (None, "config"):
         return load_processor(source)
     # group-norm feature encoders are trained without a mask, as the published ones were
@@ -179,6 +262,7 @@ def make_teacher(
             "output_dir": f"{args.output_dir}/teacher_checkpoints",
             "learning_rate": model_args.teacher_learning_rate or args.learning_rate,
             "num_train_epochs": model_args.teacher_epochs or args.num_train_epochs,
+            "max_steps": args.max_steps if isinstance(splits["train"], datasets.IterableDataset) else -1,
             "push_to_hub": False,
             "eval_strategy": "no",
             "save_total_limit": 1,
@@ -207,14 +291,27 @@ def load_teacher(teacher: str) -> Any:
     return DYNAMIC_CLASSES.get(model_type, AutoModelForCTC).from_pretrained(teacher)
 
 
+def student_class(source: str) -> Any:
+    model_type = AutoConfig.from_pretrained(source).model_type
+    if model_type not in DYNAMIC_CLASSES:
+        raise ValueError(f"{source} is a {model_type} model; a student must be one of {sorted(DYNAMIC_CLASSES)}.")
+    return DYNAMIC_CLASSES[model_type]
+
+
 def make_student(model_args: ModelArguments, teacher: str | None, processor: Any) -> Any:
     if model_args.student == "config":
         return model_from_config(model_args.model_config, processor)
     source = model_args.student or teacher
-    model_type = AutoConfig.from_pretrained(source).model_type
-    if model_type not in DYNAMIC_CLASSES:
-        raise ValueError(f"{source} is a {model_type} model; a student must be one of {sorted(DYNAMIC_CLASSES)}.")
-    return DYNAMIC_CLASSES[model_type].from_pretrained(source)
+    student, loading = student_class(source).from_pretrained(source, output_loading_info=True)
+    if model_args.lora_r is None:
+        return student
+    new_head = any(name.startswith("lm_head") for name in loading["missing_keys"])
+    if new_head and teacher == "base":
+        raise ValueError(f"{source} has no CTC head, so that it cannot teach: give a CTC checkpoint as teacher.")
+    modules_to_save = ["lm_head"] if new_head else None
+    return get_peft_model(
+        student, hf_dld.lora_config(student, **lora_options(model_args), modules_to_save=modules_to_save)
+    )
 
 
 def report_depths(model: Any, processor: Any, test: Any, teacher: str | None, args: Any) -> str:
@@ -281,6 +378,9 @@ def main() -> None:
     started = time.monotonic()
     model_args, data_args, card_args, args = parse_arguments()
     check_depths(model_args, args)
+    check_lora(model_args)
+    if data_args.streaming:
+        check_streaming(model_args, args)
     run = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     # folders and how a run is watched may differ from those of the run that it continues
     for name in ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub"):
@@ -305,17 +405,24 @@ def main() -> None:
     else:
         source = model_args.student or model_args.teacher
         frames_of = AutoModelForCTC.from_config(AutoConfig.from_pretrained(source, num_hidden_layers=1))
+    frames_of = frames_of._get_feat_extract_output_lengths
     limits = {"min_duration_s": data_args.min_duration_s, "max_duration_s": data_args.max_duration_s}
+    untranscribed = {"keep_untranscribed": data_args.keep_untranscribed}
+    if data_args.streaming:
+        in_order = args.train_sampling_strategy == "sequential"
+        splits["train"], train_report = training_stream(
+            splits["train"],
+            processor,
+            frames_of,
+            shuffle_buffer_size=None if in_order else data_args.shuffle_buffer_size,
+            seed=args.seed,
+            **limits,
+            **untranscribed,
+        )
     with args.main_process_first():
-        for role, split in splits.items():
-            splits[role], report = prepare_dataset(
-                split,
-                processor,
-                frames_of._get_feat_extract_output_lengths,
-                keep_untranscribed=data_args.keep_untranscribed and role == "train",
-                num_proc=data_args.num_proc,
-                **limits,
-            )
+        for role in ("eval", "test") if data_args.streaming else splits:
+            options = {**limits, **(untranscribed if role == "train" else {}), "num_proc": data_args.num_proc}
+            splits[role], report = prepare_dataset(splits[role], processor, frames_of, **options)
             logger.info("%s: %d utterances, %d left out", role, report.kept, report.total - report.kept)
     shared = {
         "eval_dataset": splits["eval"],
@@ -330,7 +437,7 @@ def main() -> None:
     if model_args.freeze_feature_encoder:
         student.freeze_feature_encoder()
     teacher_model = teacher
-    if teacher != "self":
+    if teacher not in ("self", "base"):
         teacher_model = load_teacher(teacher) if args.kl_weight > 0 else None
     # what goes to the Hub is what comes out at the end, not the checkpoints
     student_args = replace(args, output_dir=f"{args.output_dir}/checkpoints", push_to_hub=False)
@@ -339,10 +446,17 @@ def main() -> None:
     )
     train(trainer)
     logger.info("Student ready after %.0f s", time.monotonic() - started)
+    if data_args.streaming and args.dataloader_num_workers == 0:  # else the workers have counted, each for itself
+        logger.info("What was read of the training stream, repetitions included:\n%s", train_report)
 
     if trainer.is_world_process_zero():
-        save_whole(args.output_dir, trainer.unwrapped_model, processor)
-        print(report_depths(trainer.unwrapped_model, processor, splits["test"], teacher, args))
+        model = trainer.unwrapped_model
+        if model_args.lora_r is not None:
+            save_whole(f"{args.output_dir}/adapter", model, processor)
+            model = model.merge_and_unload()
+        save_whole(args.output_dir, model, processor)
+        before = model_args.student if teacher == "base" else teacher
+        print(report_depths(model, processor, splits["test"], before, args))
         write_card(model_args, data_args, card_args, args.output_dir, repo_id)
         transcribe_once(args.output_dir, splits["test"])
         if args.push_to_hub:

@@ -33,6 +33,7 @@ _MODULES = {
     "evaluate_depths": "evaluation",
     "export_static": "deploy",
     "load_speech_dataset": "data",
+    "lora_config": "distill",
     "make_model_card": "deploy",
     "prepare_dataset": "data",
     "push_to_hub": "deploy",

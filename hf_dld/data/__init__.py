@@ -15,6 +15,7 @@ _MODULES = {
     "load_processor": "processors",
     "load_speech_dataset": "datasets",
     "prepare_dataset": "filtering",
+    "training_stream": "streaming",
 }
 __all__ = list(_MODULES)
 __getattr__ = lazy_attributes(__name__, _MODULES)

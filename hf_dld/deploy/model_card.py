@@ -318,7 +318,10 @@ def _training(config: Any, run: dict[str, Any]) -> str:
     rows = [["method", _method(model, training)], ["student starts from", _start(model)]]
     if training.get("kl_weight"):
         teacher = "trained first, on the same data" if model.get("train_teacher") else model.get("teacher")
-        rows.append(["teacher", _public_name(teacher) if teacher else "unknown"])
+        teacher = "the weights under the adapters" if teacher == "base" else _public_name(teacher or "unknown")
+        rows.append(["teacher", teacher])
+    if model.get("lora_r"):
+        rows.append(["trained", f"LoRA adapters of rank {model['lora_r']}, merged into the weights"])
     if "dataset" in data:
         rows.append(["data", f"split `{data.get('train_split')}` of {_public_name(data['dataset'])}"])
     names = ["depth_sampling", "ctc_weight", "kl_weight", "kl_weight_end", "kl_temperature", "kl_direction"]

@@ -10,6 +10,7 @@ from transformers.pipelines.automatic_speech_recognition import rescale_stride
 
 from ..data.audio import decode_audio
 from ..evaluation.latency import LatencyModel, calibrate_latency, check_latency_budget
+from ..models import DYNAMIC_CLASSES
 
 TASK = "automatic-speech-recognition"
 
@@ -41,6 +42,7 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
                 "and speech recognition needs both: save the model's processor beside it with "
                 f"processor.save_pretrained, or pass {' and '.join(f'{name}=' for name in missing)} to pipeline()."
             )
+        model = dynamic_where_trained(model)
         super().__init__(model, feature_extractor=feature_extractor, tokenizer=tokenizer, **kwargs)
 
     @property
@@ -129,6 +131,24 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         audio_s = samples / self.feature_extractor.sampling_rate
         depth = self.latency_model.deepest(audio_s, latency_budget_s / utterances)
         return self.model.config.resolve_active_layers(num_active_layers=depth)
+
+
+def dynamic_where_trained(model: Any) -> Any:
+    """The model, but the dynamic one with its adapters where a stock one carries those of a dynamic one.
+
+    An adapter directory names its base checkpoint, and where that is a stock one, Transformers loads the stock class:
+    without a depth, and WavLM's attention then bypasses the adapters in silence.
+    """
+    dynamic_classes = {model_class.__name__: model_class for model_class in DYNAMIC_CLASSES.values()}
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        model_class = dynamic_classes.get((adapter.auto_mapping or {}).get("base_model_class"))
+        if model_class is not None and not hasattr(model.config, "resolve_active_layers"):
+            dynamic = model_class.from_pretrained(
+                adapter.base_model_name_or_path, revision=adapter.revision, dtype=model.dtype
+            )
+            dynamic.load_adapter(adapter_state_dict=model.get_adapter_state_dict(name), peft_config=adapter)
+            return dynamic.to(model.device)
+    return model
 
 
 def register_pipeline() -> None:

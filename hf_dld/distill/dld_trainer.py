@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from transformers.utils import logging
 
 from ..models.depth import check_num_active_layers, sample_layers
 from .ctc_trainer import CTCTrainer
+from .lora import adapters_off, check_base_teacher
 from .losses import ctc_loss, kl_loss
 from .teacher import check_teacher, freeze
 from .training_args import DLDTrainingArguments
@@ -39,29 +41,34 @@ class DLDTrainer(CTCTrainer):
     micro-batch of a step skip the same ones, and a resumed run draws what the straight run would have drawn.
 
     Args:
-        model: the student, a dynamic model of `hf_dld.models`.
+        model: the student, a dynamic model of `hf_dld.models`, or a `PeftModel` around one: then only its adapters
+            and `modules_to_save` are trained, and checkpoints hold nothing else.
         teacher: a CTC model with the same vocabulary and frame rate, which is frozen; or `"self"`: each step runs the
             full depth and one drawn depth, and the full depth's posteriors, detached, teach the drawn one (the full
-            depth is then masked by SpecAugment like the rest of the step); or `None`: plain layer dropping.
+            depth is then masked by SpecAugment like the rest of the step); or `"base"`, for a `PeftModel`: the weights
+            that it started from, at full depth, in eval mode, with the adapters off. Unlike `"self"`, this teacher
+            never moves and takes no dropout and no SpecAugment; unlike another model, it takes no memory. It answers
+            with the base model's own CTC head, which must have been trained. Or `None`: plain layer dropping.
         args: `DLDTrainingArguments`.
         kwargs: as in `transformers.Trainer`.
 
     Raises:
-        ValueError: for a teacher with another vocabulary, blank or frame rate; a weight for a KL without a teacher;
-            an impossible depth in `eval_depths`; a student with pruned layers.
+        ValueError: for a teacher with another vocabulary, blank or frame rate; `"base"` where there are no adapters,
+            or training would change what is under them; a weight for a KL without a teacher; an impossible depth in
+            `eval_depths`; a student with pruned layers.
     """
 
     args: DLDTrainingArguments
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         args: DLDTrainingArguments,
-        teacher: PreTrainedModel | str | None = None,
+        teacher: PreTrainedModel | PeftModel | str | None = None,
         **kwargs: Any,
     ):
-        if isinstance(teacher, str) and teacher != "self":
-            raise ValueError(f'teacher must be a model, "self" or None; got {teacher!r}.')
+        if isinstance(teacher, str) and teacher not in ("self", "base"):
+            raise ValueError(f'teacher must be a model, "self", "base" or None; got {teacher!r}.')
         if teacher is None and args.kl_weight > 0:
             raise ValueError(
                 f"kl_weight is {args.kl_weight}, but there is no teacher to compare with: pass teacher=, or "
@@ -77,14 +84,21 @@ class DLDTrainer(CTCTrainer):
         # checked before any weight is moved: a wrong depth should cost seconds
         self.eval_depths = [check_num_active_layers(depth, self.num_layers) for depth in args.eval_depths or []]
         self.eval_depths = self.eval_depths or sorted({-(-self.num_layers * i // 3) for i in (1, 2, 3)})
-        if isinstance(teacher, PreTrainedModel):
+        if isinstance(teacher, nn.Module):
             check_teacher(teacher, model)
+        elif teacher == "base":
+            check_base_teacher(model)
+        if args.batch_norm == "updated" and isinstance(model, PeftModel) and hasattr(model, "freeze_batch_norm"):
+            raise ValueError(
+                'batch_norm="updated" gathers new running statistics in the base model, which a PeftModel does not '
+                'save with its adapters: use batch_norm="frozen".'
+            )
         if args.batch_norm == "frozen" and hasattr(model, "freeze_batch_norm"):
             model.freeze_batch_norm()
         super().__init__(model=model, args=args, **kwargs)
-        self.self_teaching = teacher == "self"
+        self.self_teaching, self.base_teaching = teacher == "self", teacher == "base"
         self.teacher = None
-        if isinstance(teacher, PreTrainedModel):
+        if isinstance(teacher, nn.Module):
             self.teacher = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
         self.evaluated_depth: int | None = None
 
@@ -124,10 +138,13 @@ class DLDTrainer(CTCTrainer):
 
         layer_sets = self.draw_layers()
         kl_weight = self.current_kl_weight()
-        student_logits = [model(**model_inputs, active_layers=layers).logits for layers in layer_sets]
         teacher_logits = None
-        if kl_weight > 0:
-            teacher_logits = student_logits[-1] if self.self_teaching else self.compute_teacher_logits(model_inputs)
+        if kl_weight > 0 and not self.self_teaching:
+            # before the student's activations take up memory, and before a gradient hangs on its adapters
+            teacher_logits = self.compute_teacher_logits(model_inputs)
+        student_logits = [model(**model_inputs, active_layers=layers).logits for layers in layer_sets]
+        if kl_weight > 0 and self.self_teaching:
+            teacher_logits = student_logits[-1]
 
         ctc_terms, kl_terms = [], []
         for logits in student_logits:
@@ -145,6 +162,9 @@ class DLDTrainer(CTCTrainer):
     @torch.no_grad()
     def compute_teacher_logits(self, model_inputs: dict[str, Any]) -> torch.Tensor:
         """The teacher's logits, (batch, frames, vocab), without gradient."""
+        if self.base_teaching:
+            with adapters_off(self.unwrapped_model):
+                return self.model_wrapped(**model_inputs, active_layers=tuple(range(self.num_layers))).logits
         return self.teacher(**model_inputs).logits
 
     def evaluation_loop(

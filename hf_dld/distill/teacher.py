@@ -9,8 +9,14 @@ from transformers import PreTrainedModel
 def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     """Raise `ValueError` unless the posteriors of both models can be compared frame by frame.
 
-    Vocabulary size, CTC blank and number of frames have to agree.
+    Vocabulary size, CTC blank and number of frames have to agree. They must be two models: the teacher is frozen.
     """
+    ours = set(student.parameters())
+    if any(parameter in ours for parameter in teacher.parameters()):
+        raise ValueError(
+            "Teacher and student share weights, and the teacher's are frozen: load the teacher apart, or pass "
+            'teacher="self", or teacher="base" for the weights under the adapters of a PeftModel.'
+        )
     for name, what in (("vocab_size", "vocabulary"), ("pad_token_id", "CTC blank")):
         theirs, ours = getattr(teacher.config, name), getattr(student.config, name)
         if theirs != ours:

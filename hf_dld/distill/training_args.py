@@ -25,6 +25,12 @@ class CTCTrainingArguments(TrainingArguments):
     )
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "The label column."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            # each process collates its own share of a stream: joined batches would have to be padded alike
+            self.accelerator_config.dispatch_batches = False
+
 
 @dataclass
 class DLDTrainingArguments(CTCTrainingArguments):

@@ -51,7 +51,7 @@ def evaluate_depths(
     errors lie in files, 20 bytes for an utterance and 8 for each set of layers.
 
     Args:
-        model: a dynamic model; left at the depth and in the mode that it came in.
+        model: a dynamic model, or a `PeftModel` around one; left at the depth and in the mode that it came in.
         dataset: as `hf_dld.data.prepare_dataset` returns it, streaming or not.
         processor: the model's own.
         depths: numbers of active layers, 1 to the model's layers; all of them when None.
@@ -71,6 +71,8 @@ def evaluate_depths(
         ValueError: for an impossible argument, before anything is computed; for a dataset without a reference word; and
             for a streaming dataset whose utterances are not those that `cache_dir` has counted.
     """
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # of a PeftModel: the adapters are in it
     depths = _check_depths(depths, model.config.num_hidden_layers)
     for argument, value, least in (
         ("draws", draws, 1),

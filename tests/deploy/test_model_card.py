@@ -124,6 +124,7 @@ without a language model, in {CELL}\.
 \| method \| (?:layer dropping|distillation-based layer dropping \(DLD\)){CELL}\|
 \| student starts from \| {CELL} \|
 (?:\| teacher \| {CELL} \|
+)?(?:\| trained \| {CELL} \|
 )?(?:\| data \| split `train` of [\w/-]+ \|
 )?(?:\| `[a-z_]+` \| [\w.-]+ \|
 )+\| versions \| {CELL} \|
@@ -156,7 +157,7 @@ The method \(an independent implementation of it\), the architecture, and the so
 """.replace("\\\n", "")
 
 RUN = {
-    "model": {"teacher": None, "student": None, "train_teacher": True},
+    "model": {"teacher": None, "student": None, "train_teacher": True, "lora_r": None},
     "data": {"dataset": "/data/corpora/beeps", "dataset_config": None, "train_split": "train", "test_split": "test"},
     "training": {
         "depth_sampling": "bernoulli",
@@ -258,6 +259,8 @@ def test_the_same_folder_gives_the_same_card_and_facts_once_given_stay(tmp_path)
         ({"teacher": "self"}, "| method | layer dropping; in each step the full depth teaches the drawn one |"),
         ({"teacher": "them/wavlm"}, "| teacher | them/wavlm |"),
         ({"teacher": "/home/me/wavlm"}, "| teacher | wavlm |"),
+        ({"teacher": "base"}, "| teacher | the weights under the adapters |"),
+        ({"lora_r": 8}, "| trained | LoRA adapters of rank 8, merged into the weights |"),
         ({"student": "config"}, "| student starts from | random weights |"),
         ({"student": "them/wavlm"}, "| student starts from | them/wavlm |"),
         ({"max_steps": 300}, "| `max_steps` | 300 |"),

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -186,6 +187,33 @@ def test_a_resumed_run_ends_with_equal_weights(tmp_path, processor, dataset, sto
     assert drawn == [log["num_active_layers"] for log in resumed.state.log_history if "num_active_layers" in log]
 
 
+def test_a_stream_can_be_resumed_beyond_its_first_pass(tmp_path, processor, dataset):
+    """Five steps of 2 x 2 utterances are nearly two passes."""
+
+    def run(folder, steps, resume=None):
+        stream = datasets.IterableDataset.from_generator(lambda: iter(dataset)).repeat(None)
+        stream = stream.shuffle(seed=1, buffer_size=5)
+        options = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2}
+        trainer = make_trainer(
+            tmp_path / folder, processor, dataset, max_steps=5, gradient_accumulation_steps=2, **options
+        )
+        trainer.train_dataset = stream
+
+        class Stop(TrainerCallback):
+            def on_step_end(self, args, state, control, **_):
+                control.should_training_stop = state.global_step == steps
+
+        trainer.add_callback(Stop())
+        trainer.train(resume_from_checkpoint=resume)
+        assert trainer.state.global_step == steps
+        return weights(trainer)
+
+    assert arguments(tmp_path).accelerator_config.dispatch_batches is False, "processes pad their own batches"
+    straight = run("straight", 5)
+    run("stopped", 4)
+    assert_same(straight, run("stopped", 5, resume=True))
+
+
 def test_the_draw_is_the_logged_one(tmp_path, processor, dataset):
     trainer = make_trainer(tmp_path, processor, dataset, depth_sampling="uniform", max_steps=6)
     trainer.train()
@@ -361,7 +389,7 @@ class TestBadInput:
     def test_no_teacher(self, tmp_path, processor, dataset):
         with pytest.raises(ValueError, match="kl_weight is 1.0, but there is no teacher"):
             make_trainer(tmp_path, processor, dataset, teacher=None)
-        with pytest.raises(ValueError, match="teacher must be a model, \"self\" or None; got 'you'"):
+        with pytest.raises(ValueError, match='teacher must be a model, "self", "base" or None; got \'you\''):
             make_trainer(tmp_path, processor, dataset, teacher="you")
 
     @pytest.mark.parametrize("depth", [0, -1, 13])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import runpy
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import soundfile
 import yaml
 from conftest import make_dynamic
 from hub_server import TOKEN
+from peft import PeftModel
 from transformers import pipeline
 
 import hf_dld
@@ -145,9 +147,129 @@ def test_a_given_teacher_and_student(run, corpus, tmp_path):
     assert not student.lm_head.weight.equal(teacher.lm_head.weight)
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A stock CTC checkpoint with its processor: what LoRA starts from. And beside it one without a head."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    processor = hf_dld.build_character_processor(["low mid high"])
+    model = make_dynamic("wavlm-stable", vocab_size=len(processor.tokenizer), conv_stride=(5, 8, 4)).to_static()
+    for name, part in (("ctc", model), ("headless", model.wavlm)):
+        part.save_pretrained(root / name)
+        processor.save_pretrained(root / name)
+    return root / "ctc"
+
+
+LORA = {"train_teacher": None, "model_config": None, "lora_r": 2, "max_steps": 2, "learning_rate": 0.01}
+
+
+def test_lora_from_end_to_end(run, corpus, checkpoint, capsys):
+    output = run(**LORA, teacher=str(checkpoint))
+    assert "teacher, cut: WER" in capsys.readouterr().out
+    start = hf_dld.DLDWavLMForCTC.from_pretrained(checkpoint)
+    merged = hf_dld.DLDWavLMForCTC.from_pretrained(output).state_dict()
+    changed = {name for name, tensor in merged.items() if not tensor.equal(start.state_dict()[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "k_proj", "v_proj", "out_proj"}
+    merged_again = PeftModel.from_pretrained(start, output / "adapter").merge_and_unload().state_dict()
+    assert all(tensor.equal(merged_again[name]) for name, tensor in merged.items())
+    texts = {
+        pipeline("automatic-speech-recognition", model=str(folder), num_active_layers=2)(
+            str(corpus / "test" / "0.flac")
+        )["text"]
+        for folder in (output, output / "adapter")
+    }
+    assert len(texts) == 1
+
+    weights = (output / "model.safetensors").read_bytes()
+    run(**LORA, teacher=str(checkpoint))  # the same command again
+    assert (output / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        ("a", None, ("a", "base")),
+        (None, "a", ("a", "base")),
+        ("a", "a", ("a", "base")),
+        ("a", "base", ("a", "base")),
+        ("a", "b", ("a", "b")),
+        ("a", "self", ("a", "self")),
+    ],
+)
+def test_lora_is_taught_by_the_weights_under_it(student, teacher, expected):
+    """No second model is loaded, whichever name the checkpoint was given under."""
+    settled = runpy.run_path(SCRIPT)["ModelArguments"](student=student, teacher=teacher, lora_r=2)
+    assert (settled.student, settled.teacher) == expected
+
+
+def test_lora_with_another_teacher_and_a_new_head(run, checkpoint):
+    headless = str(checkpoint.parent / "headless")
+    with pytest.raises(ValueError, match="headless has no CTC head, so that it cannot teach"):
+        run(**LORA, student=headless)
+    options = {"lora_target_modules": ["q_proj", "output_dense"], "lora_alpha": 3.0, "lora_dropout": 0.1}
+    output = run(**LORA, **options, student=headless, teacher=str(checkpoint), depth_sampling="sandwich")
+    saved = json.loads((output / "adapter" / "adapter_config.json").read_text())
+    assert saved["modules_to_save"] == ["lm_head"] and set(saved["target_modules"]) == {"q_proj", "output_dense"}
+    assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"]) == (2, 3.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_r": 0}, "lora_r must be an integer of at least 1.*; got 0"),
+        ({"lora_r": -1}, "lora_r must be an integer of at least 1.*; got -1"),
+        ({"lora_alpha": -1.0}, "lora_alpha must be above 0.*; got -1"),
+        ({"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1; got 1.0"),
+        ({"lora_target_modules": ["linear_q"]}, "has no module called linear_q; its encoder layers have .*q_proj"),
+        ({"train_teacher": True}, "lora_r adapts a model that is trained already.* got train_teacher=True"),
+        ({"student": "config", "teacher": "self"}, "lora_r adapts a model that is trained already.*student='config'"),
+        ({"student": None}, "Give either teacher .* or train_teacher"),
+        ({"student": None, "teacher": "base"}, "With teacher 'base' there is no other model to start from"),
+        ({"lora_r": None, "teacher": "base"}, "teacher 'base' and the other lora_ options are about LoRA adapters"),
+        ({"lora_r": None, "lora_alpha": 8.0}, "the other lora_ options are about LoRA adapters: give lora_r"),
+    ],
+)
+def test_careless_lora(run, checkpoint, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(**{**LORA, "student": str(checkpoint), "dataset": "/no/such/corpus", **settings})
+    assert not (tmp_path / "out").exists(), "no data was touched, and nothing written"
+
+
 def test_self_teaching_from_scratch(run, tmp_path):
     run(train_teacher=None, teacher="self", student="config", max_steps=2, vocabulary="bpe", vocab_size=20)
     assert not (tmp_path / "out" / "teacher").exists()
+
+
+def test_streaming(run, caplog):
+    """A teacher and a student from a stream of 12 good utterances, read more than once, for a vocabulary too."""
+    settings = {"streaming": True, "max_steps": 5, "shuffle_buffer_size": 4, "num_train_epochs": None}
+    with caplog.at_level(logging.INFO):
+        output = run(**settings)
+    assert (output / "depth_report.md").exists()
+    assert json.loads((output / "checkpoints" / "checkpoint-5" / "trainer_state.json").read_text())["max_steps"] == 5
+    report = caplog.text.partition("What was read of the training stream")[2]
+    for reason in ("kept", "not audio that libsndfile can decode", "empty file", "no such file", "no transcript"):
+        assert reason in report
+    assert "test: 4 utterances, 4 left out" in caplog.text, "the other splits are loaded"
+    weights = (output / "model.safetensors").read_bytes()
+    run(**settings)
+    assert (output / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": None}, "streaming needs max_steps.*a stream has no known length; got -1"),
+        ({"teacher_epochs": 3.0}, "teacher_epochs is 3.0, but a stream has no epochs"),
+        ({"eval_strategy": "epoch"}, "eval_strategy is 'epoch', but a stream has no epochs"),
+        ({"save_strategy": "epoch"}, "save_strategy is 'epoch', but a stream has no epochs"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "which needs all lengths in advance, and a stream has none"),
+        ({"shuffle_buffer_size": 0}, "shuffle_buffer_size must be at least 1 utterance; got 0"),
+    ],
+)
+def test_careless_streaming(run, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(**{"streaming": True, "max_steps": 2, "dataset": "/no/such/corpus", **settings})
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_run_in_the_same_folder(run, tmp_path):
