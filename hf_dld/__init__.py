@@ -7,6 +7,7 @@ Importing the package registers the dynamic models with the Auto classes and the
 from transformers import AutoConfig, AutoModel, AutoModelForCTC
 
 from .data import (
+    DataCollatorCoLLD,
     DataCollatorCTC,
     build_character_processor,
     build_subword_processor,
@@ -14,7 +15,15 @@ from .data import (
     prepare_dataset,
 )
 from .deploy import DLDAutomaticSpeechRecognitionPipeline, make_model_card, push_to_hub, register_pipeline
-from .distill import CTCTrainer, CTCTrainingArguments, DLDTrainer, DLDTrainingArguments
+from .distill import (
+    CoLLDTrainer,
+    CoLLDTrainingArguments,
+    CTCTrainer,
+    CTCTrainingArguments,
+    DLDTrainer,
+    DLDTrainingArguments,
+    make_student,
+)
 from .models import (
     DLDWav2Vec2ConformerConfig,
     DLDWav2Vec2ConformerForCTC,
@@ -28,6 +37,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CTCTrainer",
     "CTCTrainingArguments",
+    "CoLLDTrainer",
+    "CoLLDTrainingArguments",
     "DLDAutomaticSpeechRecognitionPipeline",
     "DLDTrainer",
     "DLDTrainingArguments",
@@ -38,10 +49,12 @@ __all__ = [
     "DLDWavLMForCTC",
     "DLDWavLMModel",
     "DataCollatorCTC",
+    "DataCollatorCoLLD",
     "build_character_processor",
     "build_subword_processor",
     "load_speech_dataset",
     "make_model_card",
+    "make_student",
     "prepare_dataset",
     "push_to_hub",
 ]

@@ -1,7 +1,7 @@
 """Speech in, batches out: corpora, decoding, vocabularies, filters and the collator."""
 
 from .audio import AudioError, decode_audio
-from .collator import DataCollatorCTC
+from .collator import DataCollatorCoLLD, DataCollatorCTC
 from .datasets import load_speech_dataset
 from .filtering import FilterReport, prepare_dataset
 from .vocabulary import (
@@ -15,6 +15,7 @@ from .vocabulary import (
 __all__ = [
     "AudioError",
     "DataCollatorCTC",
+    "DataCollatorCoLLD",
     "FilterReport",
     "build_character_processor",
     "build_subword_processor",
