@@ -49,14 +49,19 @@ def make_student(
     if isinstance(encoder, DynamicDepthModelMixin):
         encoder = encoder.to_static(total)
     config = copy.deepcopy(encoder.config)
-    layers = _choose_layers(num_hidden_layers, layers, total)
-    config.num_hidden_layers = len(layers)
+    chosen = _choose_layers(num_hidden_layers, layers, total)
+    config.num_hidden_layers = len(chosen)
     if config.mask_time_prob == 0 and config.mask_feature_prob == 0:
         config.mask_time_prob = 0.05
     config.apply_spec_augment = True
-    state_dict = renumber_layers(encoder.state_dict(), layers)
+    state_dict = renumber_layers(encoder.state_dict(), chosen)
     same_width = hidden_size in (None, config.hidden_size)
     if not same_width:
+        if layers is not None:
+            raise ValueError(
+                f"layers names teacher layers whose weights are copied, which hidden_size {hidden_size} rules out: the "
+                f"teacher's is {config.hidden_size}. Give num_hidden_layers."
+            )
         _change_width(config, hidden_size)
         state_dict = {name: tensor for name, tensor in state_dict.items() if name.startswith(_WIDTH_FREE)}
     student = type(encoder)(config)
