@@ -49,7 +49,7 @@ def make_student(
     if isinstance(encoder, DynamicDepthModelMixin):
         encoder = encoder.to_static(total)
     config = copy.deepcopy(encoder.config)
-    chosen = _choose_layers(num_hidden_layers, layers, total)
+    chosen = choose_layers(num_hidden_layers, layers, total)
     config.num_hidden_layers = len(chosen)
     if config.mask_time_prob == 0 and config.mask_feature_prob == 0:
         config.mask_time_prob = 0.05
@@ -71,7 +71,8 @@ def make_student(
     return student.float().eval()
 
 
-def _choose_layers(num_hidden_layers: int | None, layers: Sequence[int] | None, total: int) -> tuple[int, ...]:
+def choose_layers(num_hidden_layers: int | None, layers: Sequence[int] | None, total: int) -> tuple[int, ...]:
+    """The teacher layers, of `total`, that `make_student` takes; the same errors."""
     if layers is None:
         if num_hidden_layers is None or not 1 <= num_hidden_layers <= total:
             raise ValueError(

@@ -117,7 +117,7 @@ def test_one_step_is_the_documented_loss(tmp_path, dataset):
 @pytest.mark.parametrize("target", ["ffn", "hidden"])
 def test_it_learns(tmp_path, dataset, objective, target):
     trainer = make_trainer(
-        tmp_path, dataset, objective=objective, distill_target=target, max_steps=30, learning_rate=5e-3, warmup_steps=3
+        tmp_path, dataset, objective=objective, distill_target=target, max_steps=12, learning_rate=5e-3
     )
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -150,7 +150,7 @@ def test_batch_1_with_4_steps_equals_batch_4(tmp_path, dataset):
         assert losses == pytest.approx(results[0][1], rel=1e-4)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(padding=st.integers(0, 4000), rows=st.lists(st.integers(0, 11), min_size=1, max_size=3), noise=st.booleans())
 def test_padding_never_changes_the_loss(tmp_path, dataset, padding, rows, noise):
     trainer = make_trainer(tmp_path, dataset)
