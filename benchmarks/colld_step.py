@@ -3,9 +3,9 @@
     python benchmarks/colld_step.py
 
 Random weights and noise. Teacher forward, masked student forward, loss and backward of the same batch, the two
-objectives in turn, so that a change of the machine's load meets both; the median and the range over repetitions, and
-the median of the ratios of neighbouring steps. Also InfoNCE as wav2vec 2.0 computes it, with gathered negatives of
-(frames, negatives, width), for the loss alone. Prints a Markdown table; the target is a ratio of at most 1.25.
+objectives in turn, so that a change of the machine's load meets both. Also InfoNCE as wav2vec 2.0 computes it, with
+gathered negatives of (frames, negatives, width), for the loss alone. Prints Markdown tables; the target is a ratio of
+at most 1.25 for a step.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import torch
+from measure import conditions, print_table, ratio, time_interleaved
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 import hf_dld
@@ -32,29 +33,16 @@ def gathered_info_nce(predictions, targets, candidates, counts, temperature=0.1)
     return torch.stack(losses)
 
 
-def seconds(function) -> float:
-    """CPU time, of all threads: unlike the time on the clock, it does not count what else the machine does."""
-    started = time.process_time()
-    function()
-    return time.process_time() - started
-
-
-def interleaved(functions: dict, repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each function, in turn; the first round of all is not counted."""
-    times = {name: [] for name in functions}
-    for round_number in range(repetitions + 1):
-        for name, function in functions.items():
-            spent = seconds(function)
-            if round_number:
-                times[name].append(spent)
-    return times
-
-
-def report(title: str, times: dict[str, list[float]], reference: str) -> None:
-    print(f"\n{title}\n\n| | median s | range | ratio to {reference} |\n| --- | ---: | ---: | ---: |")
-    for name, values in times.items():
-        ratio = statistics.median(a / b for a, b in zip(values, times[reference], strict=True))
-        print(f"| {name} | {statistics.median(values):.4f} | {min(values):.4f} to {max(values):.4f} | {ratio:.3f} |")
+def report(title: str, calls: dict, runs: int, reference: str) -> None:
+    times = time_interleaved(calls, runs, clock=time.process_time)
+    print(f"{title}\n")
+    print_table(
+        ["", "median CPU s", "range", f"ratio to {reference} (quartiles)"],
+        (
+            [name, f"{statistics.median(s):.4f}", f"{min(s):.4f} to {max(s):.4f}", ratio(times, name, reference)]
+            for name, s in times.items()
+        ),
+    )
 
 
 def main() -> None:
@@ -64,7 +52,7 @@ def main() -> None:
     parser.add_argument("--student_layers", type=int, default=6)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=10.0, help="of audio in each utterance")
-    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--runs", type=int, default=15)
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -106,11 +94,11 @@ def main() -> None:
     masked = trainers["info_nce"].draw_masked_frames(batch)
     print(
         f"WavLM, width {width}, {args.teacher_layers} to {args.student_layers} layers, {args.batch_size} utterances of "
-        f"{args.seconds:g} s, {masked.counts.tolist()} masked frames, 100 negatives, {torch.get_num_threads()} "
-        f"thread(s), {args.repetitions} repetitions, CPU seconds"
+        f"{args.seconds:g} s, {masked.counts.tolist()} masked frames, 100 negatives, {args.runs} runs.\n"
+        f"{conditions()}\n"
     )
-    times = interleaved({n: lambda t=t: step(t) for n, t in trainers.items()}, args.repetitions)
-    report("A step (teacher forward, student forward and backward)", times, "l1_cosine")
+    steps = {name: lambda trainer=trainer: step(trainer) for name, trainer in trainers.items()}
+    report("A step (teacher forward, student forward and backward)", steps, args.runs, "l1_cosine")
 
     shape = (args.batch_size, masked.indices.shape[1], width)
     predictions, targets = torch.randn(shape, requires_grad=True), torch.randn(shape)
@@ -121,11 +109,11 @@ def main() -> None:
     }
     torch.testing.assert_close(calls["info_nce"](), calls["info_nce, gathered"]())
     losses = {name: lambda call=call: call().sum().backward() for name, call in calls.items()}
-    report("The loss of one layer (forward and backward)", interleaved(losses, args.repetitions), "l1_cosine")
+    report("The loss of one layer (forward and backward)", losses, args.runs, "l1_cosine")
 
     lengths = [int(args.seconds * 50) - 1] * args.batch_size
     draw = {"draw": lambda: draw_masked_frames(lengths, lengths[0], range(args.batch_size), seed=0, step=1)}
-    report("Drawing masks and negatives, once a step", interleaved(draw, args.repetitions), "draw")
+    report("Drawing masks and negatives, once a step", draw, args.runs, "draw")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, HfArgument
 
 import hf_dld
 from hf_dld.data import load_speech_dataset, prepare_dataset
+from hf_dld.deploy import create_repository, push_to_hub
 from hf_dld.deploy.colld_card import colld_card
 from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint
 from hf_dld.distill.layer_features import map_layers
@@ -129,8 +130,9 @@ def main() -> None:
     check_models(model_args, args)
     run = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
     # folders and how a run is watched may differ from those of the run that it continues
-    for name in ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub", "hub_model_id", "hub_token"):
+    for name in ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub"):
         run["training"].pop(name, None)
+    run["training"] = {name: value for name, value in run["training"].items() if not name.startswith("hub_")}
     claim_output_dir(args.output_dir, run)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers.utils.logging.set_verbosity_warning()
@@ -138,6 +140,11 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     set_seed(args.seed)
 
+    repo_id = None
+    if args.push_to_hub and args.process_index == 0:
+        # before the training: a wrong token or name should cost seconds
+        name = args.hub_model_id or Path(args.output_dir).name
+        repo_id = create_repository(name, private=args.hub_private_repo, token=args.hub_token)
     teacher = AutoModel.from_pretrained(model_args.teacher)
     teacher_extractor = AutoFeatureExtractor.from_pretrained(model_args.teacher)
     if model_args.student is None:
@@ -158,7 +165,8 @@ def main() -> None:
     trainer = hf_dld.CoLLDTrainer(
         model=student,
         teacher=teacher,
-        args=replace(args, output_dir=f"{args.output_dir}/checkpoints"),
+        # what goes to the Hub is what comes out at the end, not the checkpoints
+        args=replace(args, output_dir=f"{args.output_dir}/checkpoints", push_to_hub=False),
         train_dataset=splits["train"],
         eval_dataset=splits["eval"],
         data_collator=hf_dld.DataCollatorCoLLD(extractor, teacher_extractor),
@@ -178,10 +186,9 @@ def main() -> None:
         sizes = [f"{model.num_parameters() / 1e6:.2f} M" for model in (teacher, trainer.student)]
         print(f"teacher: {sizes[0]} parameters, student: {sizes[1]}, loss on held-out speech: {eval_loss}")
         if args.push_to_hub:
-            repository = args.hub_model_id or Path(args.output_dir).name
-            trainer.student.push_to_hub(repository, token=args.hub_token)
-            extractor.push_to_hub(repository, token=args.hub_token)
-            card.push_to_hub(repository, token=args.hub_token)
+            message = "Upload a distilled speech encoder"
+            commit = push_to_hub(args.output_dir, repo_id, token=args.hub_token, commit_message=message)
+            print(commit.commit_url)
         logger.info("Done in %.0f s: %s", time.monotonic() - started, args.output_dir)
 
 

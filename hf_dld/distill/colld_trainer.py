@@ -62,11 +62,11 @@ class CoLLDTrainer(UtteranceTrainer):
     meaned over the utterances of the global batch. An utterance too short to be masked counts 0.
 
     Published (abstract of arXiv 2309.07707): masked prediction and contrastive learning, layer to layer. From the first
-    author's later USAD (arXiv 2506.18843): the layers' map, feed-forward features as targets, positives and negatives
-    for each frame, L1-cosine as the alternative. Inferred here, so that the result is to be called "CoLLD-style": span
-    masking with length 10 and probability 0.65, InfoNCE over cosine similarity / 0.1 with 100 negatives from the same
-    utterance (all of wav2vec 2.0), the student's layer outputs as inputs of linear heads, and a student that starts
-    from evenly spaced teacher layers.
+    author's later USAD (arXiv 2506.18843), which refers to CoLLD for some of it: feed-forward features as targets, a
+    positive and negatives for each frame; and USAD's own map of layers and L1-cosine as the alternative. Inferred here,
+    so that the result is to be called "CoLLD-style": span masking with length 10 and probability 0.65, InfoNCE over
+    cosine similarity / 0.1 with 100 negatives from the same utterance (all of wav2vec 2.0), linear heads on the
+    student's layer outputs, and a student that starts from evenly spaced teacher layers.
 
     What is drawn for an utterance is a function of (`args.seed`, optimizer step, utterance): it does not depend on how
     a batch is split, and a resumed run draws what the straight run would have drawn. Evaluation draws the same each

@@ -16,9 +16,9 @@ def map_layers(num_student_layers: int, num_teacher_layers: int, num_distilled: 
     """Which student layers predict, and the teacher layer that each one predicts.
 
     Counted from 1, student layer i predicts teacher layer round(i * N_t / N_s), so that the last predicts the last.
-    With `num_distilled` = K, the student layers are round(k * N_s / K) for k = 1..K: the sparse layer-to-layer
-    distillation of USAD (arXiv 2506.18843, section III-B), where K = N_s is what it ascribes to CoLLD
-    (arXiv 2309.07707). Halves round to even.
+    With `num_distilled` = K, the student layers are round(k * N_s / K) for k = 1..K. This is the map of USAD
+    (arXiv 2506.18843, section III-B), which says of CoLLD (arXiv 2309.07707) that it predicts "each and every layer of
+    the teacher"; CoLLD's own map for a shallower student is not known, so K = N_s is inferred. Halves round to even.
 
     Returns:
         0-based student indices, ascending, to 0-based teacher indices.
