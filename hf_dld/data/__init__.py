@@ -5,6 +5,7 @@ from ..lazy import lazy_attributes
 _MODULES = {
     "AudioError": "audio",
     "DataCollatorCTC": "collator",
+    "DataCollatorCoLLD": "collator",
     "FilterReport": "filtering",
     "build_character_processor": "vocabulary",
     "build_subword_processor": "vocabulary",

@@ -1,10 +1,12 @@
 """Utterances in, a padded batch out."""
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import ProcessorMixin
+from transformers import FeatureExtractionMixin, ProcessorMixin
 
 from .audio import decode_audio
 
@@ -35,14 +37,63 @@ class DataCollatorCTC:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        extractor = self.processor.feature_extractor
-        rate_hz, name = extractor.sampling_rate, extractor.model_input_names[0]
-        waves = (decode_audio(example["audio"], rate_hz) for example in examples)
-        features = [{name: extractor(wave, sampling_rate=rate_hz)[name][0]} for wave in waves]
-        batch = extractor.pad(features, padding=True, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt")
-        batch["input_lengths"] = torch.tensor([len(utterance[name]) for utterance in features])
+        waves = decode_all(examples, self.processor.feature_extractor.sampling_rate)
+        batch = extract_and_pad(waves, self.processor.feature_extractor, self.pad_to_multiple_of)
         batch["labels"] = pad_labels([example["labels"] for example in examples])
-        return dict(batch)
+        return batch
+
+
+@dataclass
+class DataCollatorCoLLD:
+    """Decodes speech for a student and its teacher, which may listen to different features; labels are not needed.
+
+    Takes examples with `audio`. Returns what the student's extractor returns and `input_lengths` (batch,), as
+    `DataCollatorCTC` does; the same for the teacher, with names that start in `teacher_`, where its extractor is
+    another one; and `utterance_ids` (batch,), a checksum of each utterance's samples, so that what is drawn for an
+    utterance need not depend on its place in the batch. `hf_dld.distill.CoLLDTrainer` takes it.
+
+    Args:
+        feature_extractor: the student's.
+        teacher_feature_extractor: the teacher's; default: the same.
+        pad_to_multiple_of: pad both features to a multiple of this many samples (or feature frames).
+    """
+
+    feature_extractor: FeatureExtractionMixin
+    teacher_feature_extractor: FeatureExtractionMixin | None = None
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        rate_hz = self.feature_extractor.sampling_rate
+        waves = decode_all(examples, rate_hz)
+        batch = extract_and_pad(waves, self.feature_extractor, self.pad_to_multiple_of)
+        batch["utterance_ids"] = torch.tensor([zlib.crc32(wave.tobytes()) for wave in waves])
+        teacher = self.teacher_feature_extractor
+        if teacher is not None and teacher.to_dict() != self.feature_extractor.to_dict():
+            if teacher.sampling_rate != rate_hz:
+                waves = decode_all(examples, teacher.sampling_rate)
+            features = extract_and_pad(waves, teacher, self.pad_to_multiple_of)
+            batch |= {f"teacher_{name}": value for name, value in features.items()}
+        return batch
+
+
+def decode_all(examples: list[dict[str, Any]], sampling_rate_hz: int) -> list[np.ndarray]:
+    return [decode_audio(example["audio"], sampling_rate_hz) for example in examples]
+
+
+def extract_and_pad(
+    waves: list[np.ndarray], extractor: FeatureExtractionMixin, pad_to_multiple_of: int | None
+) -> dict[str, torch.Tensor]:
+    """What the extractor makes of each wave alone, padded to one batch, and its length: `input_lengths` (batch,)."""
+    rate_hz, name = extractor.sampling_rate, extractor.model_input_names[0]
+    features = []
+    for wave in waves:
+        extracted = extractor(wave, sampling_rate=rate_hz)
+        # log-mel extractors may pad even a single utterance, to fill the last of their stacked frames
+        length = int(extracted["attention_mask"][0].sum()) if "attention_mask" in extracted else None
+        features.append({name: extracted[name][0][:length]})
+    batch = extractor.pad(features, padding=True, pad_to_multiple_of=pad_to_multiple_of, return_tensors="pt")
+    batch["input_lengths"] = torch.tensor([len(utterance[name]) for utterance in features])
+    return dict(batch)
 
 
 def pad_labels(labels: list[list[int] | None]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 from datasets import Audio, Features, List, Value
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import FeatureExtractionMixin, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
 from .audio import AudioError, audio_name, decode_audio
@@ -81,7 +81,7 @@ class _Limits:
 
 def prepare_dataset(
     dataset: datasets.Dataset | datasets.IterableDataset,
-    processor: ProcessorMixin,
+    processor: ProcessorMixin | FeatureExtractionMixin,
     frames_of: Callable[[int], int],
     *,
     min_duration_s: float = 0.25,
@@ -100,7 +100,8 @@ def prepare_dataset(
 
     Args:
         dataset: with `audio` and, unless nothing is transcribed, `text` (see `load_speech_dataset`).
-        processor: its feature extractor gives the sampling rate, its tokenizer the labels.
+        processor: its feature extractor gives the sampling rate, its tokenizer the labels. Or a feature extractor
+            alone, for a dataset without `text` and with `keep_untranscribed`.
         frames_of: from samples to the model's output frames, such as `model._get_feat_extract_output_lengths`.
         min_duration_s, max_duration_s: both are still allowed.
         keep_untranscribed: keep utterances without a transcript, with `labels == []`.
@@ -119,8 +120,10 @@ def prepare_dataset(
             f"min_duration_s={min_duration_s} and max_duration_s={max_duration_s}: need 0 <= minimum <= maximum"
         )
     limits = _Limits(frames_of, min_duration_s, max_duration_s, keep_untranscribed)
-    measure_audio = partial(_measure_audio, sampling_rate_hz=processor.feature_extractor.sampling_rate)
-    measure_text = partial(_measure_text, tokenizer=processor.tokenizer)
+    extractor = getattr(processor, "feature_extractor", processor)
+    measure_audio = partial(_measure_audio, sampling_rate_hz=extractor.sampling_rate)
+    # without a tokenizer there is nothing to measure transcripts with
+    measure_text = partial(_measure_text, tokenizer=getattr(processor, "tokenizer", None))
     if isinstance(dataset, datasets.IterableDataset):
         return _filter_lazily(dataset, measure_audio, measure_text, limits)
     measured = _measure(dataset, measure_audio, measure_text, num_proc)
@@ -143,7 +146,9 @@ def _measure_audio(audio: Any, sampling_rate_hz: int, version: str | None = None
     return {"duration_s": samples / sampling_rate_hz, "input_length": samples, "problem": problem}
 
 
-def _measure_text(text: str | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _measure_text(text: str | None, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    if text is None:
+        return {"labels": [], "frames_needed": 0, "unknown": ""}
     labels = encode_text(tokenizer, text)
     return {
         "labels": labels,

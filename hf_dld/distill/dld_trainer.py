@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from ..models.depth import check_num_active_layers, sample_layers
+from ..models.depth import check_num_active_layers
 from .ctc_trainer import CTCTrainer
 from .lora import adapters_off, check_base_teacher
 from .losses import ctc_loss, kl_loss
@@ -104,23 +104,11 @@ class DLDTrainer(CTCTrainer):
 
     def draw_layers(self) -> list[tuple[int, ...]]:
         """The sets of layers that the current optimizer step trains, the full depth last where it is among them."""
-        drawn = sample_layers(
-            self.num_layers,
-            self.args.depth_sampling,
-            seed=self.args.seed,
-            step=self.state.global_step,
-            layerdrop=self.args.layerdrop,
-            layer_selection=self.model_config.layer_selection,
-            depth_schedule=self.model_config.depth_schedule,
-        )
+        drawn = self.args.draw_layers(self.unwrapped_model.config, self.state.global_step)
         if self.self_teaching:
             drawn.append(tuple(range(self.num_layers)))
         # the full depth last: DDP looks for unused parameters in the graph of the last forward pass
         return sorted(set(drawn), key=len)
-
-    @property
-    def model_config(self) -> Any:
-        return self.unwrapped_model.config
 
     def current_kl_weight(self) -> float:
         """`kl_weight`, or its linear fade to `kl_weight_end` at the present step."""

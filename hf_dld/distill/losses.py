@@ -1,4 +1,4 @@
-"""The losses of DLD as pure functions. Each returns one value per utterance; the trainer averages over utterances."""
+"""The losses as pure functions. Each returns one value per utterance; the trainers average over utterances."""
 
 import torch
 from torch.nn import functional as F
@@ -74,3 +74,77 @@ def kl_loss(
     mask = frame_mask(frame_lengths, student_logits.shape[1])
     # masked_fill and not a product: whatever stands in padding, even nan, must not leak in
     return temperature**2 * divergence.masked_fill(~mask, 0.0).sum(-1) / frame_lengths.clamp(min=1)
+
+
+def info_nce_loss(
+    predictions: torch.Tensor,
+    targets: torch.Tensor,
+    candidates: torch.Tensor,
+    counts: torch.Tensor,
+    temperature: float = 0.1,
+) -> torch.Tensor:
+    """InfoNCE over cosine similarities, meaned over the masked frames of an utterance.
+
+    CoLLD (arXiv 2309.07707) says that its loss is contrastive, with positive and negative samples for each frame; the
+    formula here is that of wav2vec 2.0 (arXiv 2006.11477, equation 3; InfoNCE is arXiv 1807.03748, equation 4), hence
+    "CoLLD-style". For a frame i with prediction z_i, targets c, and candidates Q_i, which are i and its negatives::
+
+        L_i = -log( exp(cos(z_i, c_i) / tau) / sum_{j in Q_i} exp(cos(z_i, c_j) / tau) )
+
+    All similarities of an utterance come from one matrix product, of which the candidates are kept: nothing of
+    (frames, negatives, width) is ever made. A frame without negatives, such as an only one, has loss 0 and no gradient.
+    In float32, whatever the features are. No gradient reaches the targets.
+
+    Args:
+        predictions: (batch, masked, width), the student's, for the masked frames; what stands in padding is ignored
+            as long as it is finite.
+        targets: (batch, masked, width), the teacher's, likewise.
+        candidates: (batch, masked, masked), true at (i, j) where frame j is frame i or one of its negatives; the
+            diagonal is true, in padding too.
+        counts: (batch,), masked frames of each utterance; the rest is padding.
+        temperature: tau, above 0.
+
+    Returns:
+        (batch,), float32; 0 for an utterance without masked frames.
+    """
+    with torch.autocast(predictions.device.type, enabled=False):  # bfloat16 has 3 digits, and tau makes them 2
+        predictions = F.normalize(predictions.float(), dim=-1)
+        targets = F.normalize(targets.detach().float(), dim=-1)
+        similarities = predictions @ targets.mT / temperature
+    positives = similarities.diagonal(dim1=1, dim2=2)
+    losses = similarities.masked_fill(~candidates, -torch.inf).logsumexp(-1) - positives
+    return _mean_over_frames(losses, counts)
+
+
+def l1_cosine_loss(
+    predictions: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor, cosine_weight: float = 1.0
+) -> torch.Tensor:
+    """L1 distance and cosine similarity, meaned over the masked frames of an utterance: the control without negatives.
+
+    DistilHuBERT (arXiv 2110.01900), equation 1, which USAD (arXiv 2506.18843) takes for layer-to-layer distillation.
+    For a frame with prediction z and target c of width D::
+
+        L = |z - c|_1 / D - cosine_weight * log(sigmoid(cos(z, c)))
+
+    Both let the loss of all frames count; here masked frames do, as in `info_nce_loss`. In float32, no gradient
+    reaches the targets.
+
+    Args:
+        predictions: (batch, masked, width), the student's, for the masked frames.
+        targets: (batch, masked, width), the teacher's.
+        counts: (batch,), masked frames of each utterance; the rest is padding.
+        cosine_weight: lambda, 1 in both papers.
+
+    Returns:
+        (batch,), float32; 0 for an utterance without masked frames.
+    """
+    predictions, targets = predictions.float(), targets.detach().float()
+    distances = (predictions - targets).abs().mean(-1)
+    cosines = F.cosine_similarity(predictions, targets, dim=-1)
+    return _mean_over_frames(distances - cosine_weight * F.logsigmoid(cosines), counts)
+
+
+def _mean_over_frames(losses: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """(batch, frames) to (batch,): the mean over the first `counts` frames, 0 where there are none."""
+    mask = frame_mask(counts, losses.shape[1])
+    return losses.masked_fill(~mask, 0.0).sum(-1) / counts.clamp(min=1)

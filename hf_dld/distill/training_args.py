@@ -1,17 +1,21 @@
-"""Arguments of the trainers: Transformers' own, with defaults that suit CTC, and those of DLD."""
+"""Arguments of the trainers: Transformers' own, with defaults that suit speech, and those of DLD and CoLLD."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
-from ..models.depth import DEPTH_SAMPLINGS
+from ..models.depth import DEPTH_SAMPLINGS, sample_layers
+from .layer_features import TARGETS
 from .losses import KL_DIRECTIONS
 
 BATCH_NORM_POLICIES = ("frozen", "updated")
+COLLD_OBJECTIVES = ("info_nce", "l1_cosine")
 
 
 @dataclass
-class CTCTrainingArguments(TrainingArguments):
+class SpeechTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults that training on speech needs."""
 
     remove_unused_columns: bool = field(
@@ -23,6 +27,12 @@ class CTCTrainingArguments(TrainingArguments):
     length_column_name: str = field(
         default="input_length", metadata={"help": "Column with each utterance's length in samples."}
     )
+
+
+@dataclass
+class CTCTrainingArguments(SpeechTrainingArguments):
+    """`TrainingArguments` with the defaults that training on transcribed speech needs."""
+
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "The label column."})
 
     def __post_init__(self) -> None:
@@ -33,8 +43,8 @@ class CTCTrainingArguments(TrainingArguments):
 
 
 @dataclass
-class DLDTrainingArguments(CTCTrainingArguments):
-    """Arguments of `DLDTrainer`: how the layers are drawn, what the losses weigh, which depths are evaluated."""
+class LayerDropArguments(SpeechTrainingArguments):
+    """How a step draws the layers of a dynamic model (see `models.depth.sample_layers`)."""
 
     depth_sampling: str = field(
         default="selection",
@@ -46,6 +56,33 @@ class DLDTrainingArguments(CTCTrainingArguments):
     layerdrop: float = field(
         default=0.5, metadata={"help": "For bernoulli: the probability that a layer is skipped, 0 <= p < 1."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "Stays on: the parameters of skipped layers take no part in a step."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("depth_sampling", self.depth_sampling, DEPTH_SAMPLINGS)
+        if not 0 <= self.layerdrop < 1:
+            raise ValueError(f"layerdrop must be at least 0 and below 1, else no layer runs; got {self.layerdrop}.")
+
+    def draw_layers(self, config: Any, step: int) -> list[tuple[int, ...]]:
+        """The sets of layers of a dynamic model with this `config` that the optimizer step `step` trains."""
+        return sample_layers(
+            config.num_hidden_layers,
+            self.depth_sampling,
+            seed=self.seed,
+            step=step,
+            layerdrop=self.layerdrop,
+            layer_selection=config.layer_selection,
+            depth_schedule=config.depth_schedule,
+        )
+
+
+@dataclass
+class DLDTrainingArguments(LayerDropArguments, CTCTrainingArguments):
+    """Arguments of `DLDTrainer`: how the layers are drawn, what the losses weigh, which depths are evaluated."""
+
     ctc_weight: float = field(default=1.0, metadata={"help": "Weight of the CTC loss, at least 0."})
     kl_weight: float = field(
         default=1.0, metadata={"help": "Weight of the KL to the teacher, at least 0; 0 is plain layer dropping."}
@@ -69,21 +106,11 @@ class DLDTrainingArguments(CTCTrainingArguments):
         default=None,
         metadata={"help": "Numbers of active layers to evaluate (eval_wer_6, ...). Default: a third, two, all."},
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=True, metadata={"help": "Stays on: the parameters of skipped layers take no part in a step."}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, allowed in (
-            ("depth_sampling", DEPTH_SAMPLINGS),
-            ("kl_direction", KL_DIRECTIONS),
-            ("batch_norm", BATCH_NORM_POLICIES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}.")
-        if not 0 <= self.layerdrop < 1:
-            raise ValueError(f"layerdrop must be at least 0 and below 1, else no layer runs; got {self.layerdrop}.")
+        check_choice("kl_direction", self.kl_direction, KL_DIRECTIONS)
+        check_choice("batch_norm", self.batch_norm, BATCH_NORM_POLICIES)
         for name in ("ctc_weight", "kl_weight", "kl_weight_end"):
             weight = getattr(self, name)
             if weight is not None and weight < 0:
@@ -92,3 +119,60 @@ class DLDTrainingArguments(CTCTrainingArguments):
             raise ValueError(
                 f"kl_temperature must be above 0, for logits are divided by it; got {self.kl_temperature}."
             )
+
+
+@dataclass
+class CoLLDTrainingArguments(LayerDropArguments):
+    """Arguments of `CoLLDTrainer`: what the student predicts, by which objective, and what it does not hear.
+
+    `depth_sampling` and `layerdrop` count for a dynamic student only.
+    """
+
+    objective: str = field(
+        default="info_nce", metadata={"help": "info_nce (contrastive) or l1_cosine (regression, the control)."}
+    )
+    contrastive_temperature: float = field(
+        default=0.1, metadata={"help": "For info_nce: cosine similarities are divided by it, above 0."}
+    )
+    num_negatives: int = field(
+        default=100,
+        metadata={"help": "For info_nce: negatives for each frame, other masked frames of its utterance, at least 1."},
+    )
+    distill_target: str = field(
+        default="ffn",
+        metadata={"help": "What the student predicts: ffn, the teacher layer's feed-forward output, or hidden."},
+    )
+    num_distilled_layers: int | None = field(
+        default=None,
+        metadata={"help": "Student layers that predict, evenly spaced, the last among them. Default: all."},
+    )
+    mask_time_prob: float = field(
+        default=0.65,
+        metadata={"help": "Masked share of the student's frames if no two spans overlapped (they do), 0 < p <= 1."},
+    )
+    mask_time_length: int = field(default=10, metadata={"help": "Frames of a masked span, at least 1."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("objective", self.objective, COLLD_OBJECTIVES)
+        check_choice("distill_target", self.distill_target, TARGETS)
+        if self.contrastive_temperature <= 0:
+            raise ValueError(
+                "contrastive_temperature must be above 0, for similarities are divided by it; "
+                f"got {self.contrastive_temperature}."
+            )
+        if not 0 < self.mask_time_prob <= 1:
+            raise ValueError(
+                "mask_time_prob must be above 0, since only masked frames are predicted, and at most 1; "
+                f"got {self.mask_time_prob}."
+            )
+        for name in ("num_negatives", "num_distilled_layers", "mask_time_length"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1; got {count}.")
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise `ValueError` unless the value of the argument `name` is among the `allowed` ones."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {tuple(allowed)}; got {value!r}.")

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2Processor
+from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from hf_dld.data.audio import AudioError, decode_audio
-from hf_dld.data.collator import DataCollatorCTC
+from hf_dld.data.collator import DataCollatorCoLLD, DataCollatorCTC
 from hf_dld.data.vocabulary import build_character_processor
 
 TEXTS = ["HELLO", "WORLD"]
@@ -77,3 +77,40 @@ def test_a_file_that_went_missing_is_named(examples):
 def test_examples_without_labels_are_not_taken_for_untranscribed(examples):
     with pytest.raises(KeyError, match="labels"):
         DataCollatorCTC(build_character_processor(TEXTS))([{"audio": examples[0]["audio"]}])
+
+
+class TestCoLLD:
+    WAVES = [np.random.default_rng(0).standard_normal(length).astype(np.float32) for length in (16_000, 9_000, 12_345)]
+
+    def examples(self):
+        return [{"audio": wave} for wave in self.WAVES]
+
+    def test_one_extractor_makes_one_set_of_features(self):
+        extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+        for teacher in (None, Wav2Vec2FeatureExtractor(return_attention_mask=True)):
+            batch = DataCollatorCoLLD(extractor, teacher)(self.examples())
+            assert batch.keys() == {"input_values", "attention_mask", "input_lengths", "utterance_ids"}
+            assert batch["input_lengths"].tolist() == [16_000, 9_000, 12_345]
+
+    def test_two_extractors_make_two(self):
+        collator = DataCollatorCoLLD(Wav2Vec2FeatureExtractor(), SeamlessM4TFeatureExtractor())
+        batch = collator(self.examples())
+        assert batch["input_values"].shape == (3, 16_000) and batch["teacher_input_features"].shape == (3, 49, 160)
+        assert batch["teacher_attention_mask"].sum(1).tolist() == batch["teacher_input_lengths"].tolist()
+        # 9000 samples are 54 log-mel frames, 12345 are 75: the half-filled last pair is no frame
+        assert batch["teacher_input_lengths"].tolist() == [49, 27, 37]
+
+    def test_an_utterance_has_the_same_features_and_id_in_any_batch(self):
+        collator = DataCollatorCoLLD(Wav2Vec2FeatureExtractor(), SeamlessM4TFeatureExtractor())
+        together = collator(self.examples())
+        for index, example in enumerate(self.examples()):
+            alone = collator([example])
+            assert alone["utterance_ids"][0] == together["utterance_ids"][index]
+            length = alone["teacher_input_lengths"][0]
+            assert torch.equal(alone["teacher_input_features"][0], together["teacher_input_features"][index, :length])
+        assert len(set(together["utterance_ids"].tolist())) == 3
+
+    def test_each_hears_its_own_rate(self):
+        collator = DataCollatorCoLLD(Wav2Vec2FeatureExtractor(sampling_rate=8_000), Wav2Vec2FeatureExtractor())
+        batch = collator([{"audio": {"array": self.WAVES[0], "sampling_rate": 16_000}}])
+        assert batch["input_lengths"].tolist() == [8_000] and batch["teacher_input_lengths"].tolist() == [16_000]

@@ -122,6 +122,14 @@ def test_untranscribed_speech_can_be_kept(write_corpus, streaming):
     assert report.dropped == {"shorter than 0.25 s": 1}
 
 
+def test_a_feature_extractor_is_enough_without_transcripts(write_corpus):
+    folder = write_corpus([("a.wav", "YES", 0.5), ("b.wav", "", 0.01)])
+    dataset = load_speech_dataset(folder, transcribed=False)
+    prepared, report = prepare_dataset(dataset, PROCESSOR.feature_extractor, frames_of, keep_untranscribed=True)
+    assert [(row["labels"], row["input_length"]) for row in prepared] == [([], 8000)]
+    assert report.dropped == {"shorter than 0.25 s": 1}
+
+
 def test_a_model_needs_one_frame_even_without_a_transcript(write_corpus):
     dataset = load_speech_dataset(write_corpus([("a.wav", "", 0.5)]))
     with pytest.raises(ValueError, match="target longer than its frames"):

@@ -8,13 +8,14 @@ import pytest
 import torch
 from conftest import NUM_LAYERS, VOCAB_SIZE, make_dynamic
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_trainer import NO_DROPOUT, arguments, assert_same
 from transformers import TrainerCallback
 
 from hf_dld import DataCollatorCTC, DLDTrainer, build_character_processor, lora_config
 from hf_dld.distill.lora import adapters_off
 from hf_dld.evaluation import evaluate_depths
 from hf_dld.evaluation.metrics import asr_metrics
+
+from .test_trainer import NO_DROPOUT, arguments, assert_same
 
 NOISY = {**NO_DROPOUT, "hidden_dropout": 0.3, "conformer_conv_dropout": 0.3, "mask_time_prob": 0.3}
 NOISY["mask_time_length"] = 2

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_dld.distill.losses import ctc_loss, frame_mask, kl_loss
+from hf_dld.distill.losses import ctc_loss, frame_mask, info_nce_loss, kl_loss, l1_cosine_loss
 
 VOCAB = 5
 
@@ -131,3 +131,115 @@ def test_losses_are_finite_and_kl_is_zero_only_against_itself(batch):
     for losses in all_losses(*batch).values():
         assert torch.isfinite(losses).all() and (losses > -1e-5).all()
     torch.testing.assert_close(kl_loss(student, student, lengths), torch.zeros(len(student)), atol=1e-5, rtol=0)
+
+
+def all_candidates(batch, frames):
+    return torch.ones(batch, frames, frames, dtype=torch.bool)
+
+
+def test_info_nce_by_hand():
+    predictions = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]]])
+    targets = torch.tensor([[[5.0, 0.0], [1.0, 1.0], [0.0, 1.0]]])
+    half = math.sqrt(0.5)
+    similarities = [[1, half, 0], [0, half, 1], [half, 1, half]]
+    losses = []
+    for i, row in enumerate(similarities):
+        losses.append(-math.log(math.exp(row[i] / 0.5) / sum(math.exp(value / 0.5) for value in row)))
+    loss = info_nce_loss(predictions, targets, all_candidates(1, 3), torch.tensor([3]), 0.5)
+    assert loss.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+    # frame 0 with negative 1 only, frame 1 with negative 2 only, frame 2 is padding
+    candidates = torch.tensor([[[True, True, False], [False, True, True], [False, False, True]]])
+    losses = [-math.log(math.exp(a) / (math.exp(a) + math.exp(b))) for a, b in ((2, 2 * half), (2 * half, 2))]
+    loss = info_nce_loss(predictions, targets, candidates, torch.tensor([2]), 0.5)
+    assert loss.item() == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_info_nce_of_one_frame_or_none_is_zero_without_gradient():
+    predictions = torch.randn(2, 1, 4, requires_grad=True)
+    loss = info_nce_loss(predictions, torch.randn(2, 1, 4), all_candidates(2, 1), torch.tensor([1, 0]))
+    assert loss.tolist() == [0, 0]
+    loss.sum().backward()
+    assert not predictions.grad.any()
+
+
+def test_info_nce_temperature_limits():
+    torch.manual_seed(0)
+    targets = torch.randn(1, 7, 5)
+    counts, candidates = torch.tensor([7]), all_candidates(1, 7)
+    hot = info_nce_loss(torch.randn(1, 7, 5), targets, candidates, counts, 1e6)
+    assert hot.item() == pytest.approx(math.log(7), rel=1e-4), "all candidates look alike"
+    cold = info_nce_loss(targets * 3, targets, candidates, counts, 1e-3)
+    assert cold.item() == pytest.approx(0, abs=1e-6), "the most similar candidate takes all"
+    wrong = info_nce_loss(targets.roll(1, 1), targets, candidates, counts, 1e-3)
+    assert torch.isfinite(wrong) and wrong > 100
+
+
+def test_info_nce_is_the_cross_entropy_of_wav2vec2():
+    """Gathered negatives, as wav2vec 2.0 computes it, give the same values and gradients."""
+    torch.manual_seed(0)
+    frames, negatives = 9, 3
+    predictions = torch.randn(1, frames, 6, requires_grad=True)
+    targets = torch.randn(1, frames, 6)
+    indices = torch.stack([(torch.arange(frames) + offset) % frames for offset in (0, 2, 5, 6)], 1)
+    candidates = torch.zeros(1, frames, frames, dtype=torch.bool)
+    candidates[0].scatter_(1, indices, True)
+    loss = info_nce_loss(predictions, targets, candidates, torch.tensor([frames]), 0.1)
+    logits = torch.cosine_similarity(predictions[0].unsqueeze(1), targets[0][indices], dim=-1) / 0.1
+    assert logits.shape == (frames, 1 + negatives)
+    expected = torch.nn.functional.cross_entropy(logits, torch.zeros(frames, dtype=torch.long))
+    torch.testing.assert_close(loss[0], expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, predictions, retain_graph=True)[0] for x in (loss, expected)))
+
+
+def test_l1_cosine_by_hand():
+    predictions = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [9.0, 9.0]]])
+    targets = torch.tensor([[[0.0, 1.0], [0.0, 1.0], [0.0, 0.0]]])
+    first = (1 + 1) / 2 + math.log(2)  # cosine 0
+    second = 1 / 2 - math.log(1 / (1 + math.exp(-1)))  # cosine 1
+    assert l1_cosine_loss(predictions, targets, torch.tensor([2])).item() == pytest.approx((first + second) / 2)
+    weighted = l1_cosine_loss(predictions, targets, torch.tensor([1]), cosine_weight=0.5)
+    assert weighted.item() == pytest.approx(1 + 0.5 * math.log(2))
+
+
+LAYER_LOSSES = {
+    "info_nce": lambda predictions, targets, counts: info_nce_loss(
+        predictions, targets, torch.eye(targets.shape[1]).bool() | frame_mask(counts, targets.shape[1])[:, None], counts
+    ),
+    "l1_cosine": l1_cosine_loss,
+}
+
+
+@pytest.mark.parametrize("name", LAYER_LOSSES)
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=1, max_size=3),
+    padding=st.integers(0, 3),
+    fill=st.floats(-1e4, 1e4),
+    seed=st.integers(0, 99),
+)
+def test_layer_losses_do_not_see_padding_nor_teach_the_teacher(name, counts, padding, fill, seed):
+    torch.manual_seed(seed)
+    counts = torch.tensor(counts)
+    frames = max(1, int(counts.max()))
+    predictions, targets = torch.randn(2, len(counts), frames, 4)
+    expected = LAYER_LOSSES[name](predictions, targets, counts)
+    padded = []
+    for features in (predictions, targets):
+        features = torch.cat([features, torch.zeros(len(counts), padding, 4)], 1)
+        padded.append(features.masked_fill(~frame_mask(counts, frames + padding)[..., None], fill).requires_grad_())
+    losses = LAYER_LOSSES[name](*padded, counts)
+    torch.testing.assert_close(losses, expected)
+    assert (losses[counts == 0] == 0).all() and (losses >= -1e-6).all()
+    losses.sum().backward()
+    assert torch.isfinite(padded[0].grad).all() and padded[1].grad is None
+    assert not padded[0].grad[~frame_mask(counts, frames + padding)].any()
+
+
+@pytest.mark.parametrize("name", LAYER_LOSSES)
+def test_layer_losses_are_in_float32(name):
+    torch.manual_seed(0)
+    predictions, targets = torch.randn(2, 1, 6, 8).bfloat16()
+    counts = torch.tensor([6])
+    expected = LAYER_LOSSES[name](predictions.float(), targets.float(), counts)
+    torch.testing.assert_close(LAYER_LOSSES[name](predictions, targets, counts), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(LAYER_LOSSES[name](predictions.float(), targets.float(), counts), expected)
