@@ -33,7 +33,7 @@ from hf_dld.data import decode_audio, load_processor
 from hf_dld.data.vocabulary import decode_labels
 from hf_dld.deploy.onnx_export import export_onnx, quantize
 from hf_dld.deploy.static import load_dynamic
-from hf_dld.evaluation.depth_report import count_parameters
+from hf_dld.evaluation.cost import count_parameters
 from hf_dld.evaluation.metrics import WordErrorRate
 from hf_dld.models import DYNAMIC_CLASSES
 

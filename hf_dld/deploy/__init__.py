@@ -1,4 +1,4 @@
-"""Where a trained checkpoint goes: the pipeline, stock checkpoints and ONNX graphs of one depth, its model card, the Hub."""
+"""Where a trained checkpoint goes: the pipeline, static and ONNX export, the model card, the Hub."""
 
 from ..lazy import lazy_attributes
 
