@@ -34,6 +34,7 @@ _MODULES = {
     "build_character_processor": "data",
     "build_subword_processor": "data",
     "evaluate_depths": "evaluation",
+    "export_onnx": "deploy",
     "export_static": "deploy",
     "load_speech_dataset": "data",
     "lora_config": "distill",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from .commands.card import add_card_command
 from .commands.compare import add_compare_command
 from .commands.export import add_export_command
+from .commands.export_onnx import add_export_onnx_command
 from .commands.push import add_push_command
 from .commands.report import add_report_command
 from .commands.search import add_search_command
@@ -14,6 +15,7 @@ ADD_COMMAND = (
     add_card_command,
     add_compare_command,
     add_export_command,
+    add_export_onnx_command,
     add_push_command,
     add_report_command,
     add_search_command,

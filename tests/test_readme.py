@@ -1,16 +1,19 @@
 """The README's Python snippets run, from top to bottom, as they stand."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_dynamic
 
-from hf_dld import build_character_processor
+from hf_dld import build_character_processor, export_onnx
+from hf_dld.deploy.onnx_export import EXTRA
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HAS_ONNX = all(map(find_spec, EXTRA))
 
 
 @pytest.fixture
@@ -39,9 +42,16 @@ def test_python_snippets(workspace):
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(snippets) >= 3
     for snippet in snippets:
+        if "import onnxruntime" in snippet:
+            if not HAS_ONNX:
+                continue
+            export_onnx("outputs/quickstart", "outputs/three_layers_onnx", 3)
         exec(compile(snippet, "README.md", "exec"), workspace)
     assert workspace["small"].config.num_hidden_layers == 2
     assert type(workspace["small"]).__name__ == "WavLMForCTC"
+    if HAS_ONNX:
+        expected = workspace["asr"]("examples/corpora/spoken_commands/test/test_0000.ogg")["text"]
+        assert len(expected) > 5 and workspace["text"] == expected
     workspace["trainer"].args.max_steps = 1
     workspace["trainer"].args.train_sampling_strategy = "random"
     assert workspace["trainer"].train().global_step == 1
