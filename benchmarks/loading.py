@@ -4,14 +4,15 @@
     python benchmarks/loading.py --model conformer --num_active_layers 6
 
 Makes a base-size checkpoint with random weights and its static export, and loads them by turns, each time in a fresh
-process: the static model with the stock class; the dynamic one with prune_inactive_layers=True; and the whole dynamic
-one. Prints a Markdown table: medians, with the smallest and the largest, and ratios of the medians to the static
-model's. Linux only.
+process: the static one with the stock class and with the dynamic class; the dynamic one pruned, and whole. Prints a
+Markdown table of medians over the rounds, and of their ratios to the static model in the stock class: median, and
+quartiles, of the ratios in each round. Linux only.
 
 Memory is the peak of the process, imports included: when the model is loaded, and when it has heard a second of audio,
 because float32 weights on a CPU are mapped from the file and only take memory when they are first used (give --dtype to
 have them converted instead). Time is that of `from_pretrained`, without imports: the first time in a process, which
-imports more of Transformers, and the median of five more.
+imports more of Transformers, and the median of five more. Stock WavLM also draws random numbers in each load, for the
+parametrized weight of its position convolution, that are then not used; the dynamic class does not.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from measure import conditions, print_table, ratio
 
 CLASSES = {
     "wavlm": ("DLDWavLMForCTC", "WavLMForCTC"),
@@ -49,7 +52,7 @@ print(json.dumps(dict(
     again_s=statistics.median(load()[1] for _ in range(5)),
 )))
 """
-COLUMNS = {
+MEASURED = {
     "loaded_mb": ("loaded, MB", 0),
     "heard_mb": ("after 1 s of audio, MB", 0),
     "first_s": ("first load, s", 3),
@@ -78,42 +81,42 @@ def main() -> None:
     parser.add_argument("--model", choices=CLASSES, default="wavlm", help="base size: 12 layers, 768 wide")
     parser.add_argument("--num_active_layers", type=int, default=3)
     parser.add_argument("--dtype", help="convert the weights while loading, such as bfloat16")
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
 
     dynamic_class, stock_class = CLASSES[args.model]
     options = {"dtype": args.dtype} if args.dtype else {}
     depth = {**options, "num_active_layers": args.num_active_layers}
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        make_checkpoints(folder, args.model, args.num_active_layers)
+        static, dynamic = Path(folder) / "static", Path(folder) / "dynamic"
+        make_checkpoints(Path(folder), args.model, args.num_active_layers)
         ways = {
-            "static": ("transformers", stock_class, folder / "static", options),
-            "pruned": ("hf_dld", dynamic_class, folder / "dynamic", {**depth, "prune_inactive_layers": True}),
-            "whole": ("hf_dld", dynamic_class, folder / "dynamic", depth),
+            "static": ("transformers", stock_class, static, options),
+            "static, dynamic class": ("hf_dld", dynamic_class, static, options),
+            "pruned": ("hf_dld", dynamic_class, dynamic, {**depth, "prune_inactive_layers": True}),
+            "whole": ("hf_dld", dynamic_class, dynamic, depth),
         }
         runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-        for repetition in range(args.repetitions + 1):
+        for number in range(args.rounds + 1):
             for way, (module, name, checkpoint, arguments) in ways.items():
                 measured = load_in_a_fresh_process(module, name, checkpoint, **arguments)
-                if repetition > 0:  # the first one reads from disk what later ones find in memory
+                if number > 0:  # the first round reads from disk what later ones find in memory
                     runs[way].append(measured)
-            print(f"{repetition} of {args.repetitions} repetitions", file=sys.stderr)
+            print(f"{number} of {args.rounds} rounds", file=sys.stderr)
 
-    def median(way: str, what: str) -> float:
-        return statistics.median(run[what] for run in runs[way])
-
-    def cell(way: str, what: str, digits: int) -> str:
-        values = [run[what] for run in runs[way]]
-        ratio = median(way, what) / median("static", what)
-        return f"{median(way, what):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f}) | {ratio:.2f}"
-
-    print(f"{stock_class}, {args.num_active_layers} layers active, {args.repetitions} repetitions\n")
-    print("| model | parameters |", " | ratio | ".join(title for title, _ in COLUMNS.values()), "| ratio |")
-    print("| --- | ---: |" + " ---: | ---: |" * len(COLUMNS))
+    print(f"{stock_class}, {args.num_active_layers} layers active, {args.rounds} rounds.")
+    print(f"{conditions(args.dtype or 'float32')}\n")
+    header = ["model", "parameters"]
+    for title, _ in MEASURED.values():
+        header += [title, "ratio"]
+    rows = []
     for way in ways:
-        cells = " | ".join(cell(way, what, digits) for what, (_, digits) in COLUMNS.items())
-        print(f"| {way} | {median(way, 'parameters') / 1e6:.2f} M | {cells} |")
+        row = [way, f"{runs[way][0]['parameters'] / 1e6:.2f} M"]
+        for what, (_, digits) in MEASURED.items():
+            values = {way: [run[what] for run in runs[way]] for way in ways}
+            row += [f"{statistics.median(values[way]):.{digits}f}", ratio(values, way, "static")]
+        rows.append(row)
+    print_table(header, rows)
 
 
 if __name__ == "__main__":
