@@ -10,8 +10,11 @@ the error of the prediction. Works for any number of threads that is set.
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
+from measure import conditions, time_interleaved
 
 from hf_dld.evaluation import calibrate_latency
 from hf_dld.evaluation.cost import forward_seconds
@@ -30,6 +33,11 @@ def make_model(size: str) -> DLDWavLMForCTC:
     return DLDWavLMForCTC(DLDWavLMConfig(vocab_size=32, **convolutions, **SIZES[size])).eval()
 
 
+def pass_of(model: DLDWavLMForCTC, depth: int, audio_s: float) -> Callable[[], float]:
+    batch = {"input_values": torch.randn(1, round(audio_s * 16_000))}
+    return partial(forward_seconds, model, batch, model.config.resolve_active_layers(num_active_layers=depth))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
@@ -37,6 +45,7 @@ def main() -> None:
     parser.add_argument("--audio_s", type=float, nargs="+", default=AUDIO_S)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    print(f"{conditions()}\n")
     print("| model | layers | audio | measured (min to max) | predicted | error |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for size in args.sizes:
@@ -45,12 +54,7 @@ def main() -> None:
         latency = calibrate_latency(model)
         took = time.perf_counter() - started
         points = [(depth, audio_s) for audio_s in args.audio_s for depth in args.depths]
-        seconds: dict[tuple[int, float], list[float]] = {point: [] for point in points}
-        for _ in range(args.rounds):
-            for depth, audio_s in points:
-                batch = {"input_values": torch.randn(1, round(audio_s * 16_000))}
-                layers = model.config.resolve_active_layers(num_active_layers=depth)
-                seconds[depth, audio_s].append(forward_seconds(model, batch, layers))
+        seconds = time_interleaved({point: pass_of(model, *point) for point in points}, args.rounds)
         errors = []
         for (depth, audio_s), times in seconds.items():
             median, predicted = statistics.median(times), latency.predict(depth, audio_s)
@@ -60,7 +64,7 @@ def main() -> None:
                 f"| {predicted:.3f} s | {errors[-1]:+.1%} |"
             )
         worst = max(map(abs, errors))
-        print(f"\n{size}: worst error {worst:.1%}; calibration took {took:.1f} s; {latency}\n")
+        print(f"\n{size}: worst error {worst:.1%}; calibration took {took:.1f} s\n")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def run_export(args: argparse.Namespace) -> None:
 def batch_norm_batches(args: argparse.Namespace, model: Any, processor: Any) -> Iterable[dict[str, Any]]:
     """Batches of the corpus as the model takes them, read once and used for every depth."""
     from ..data import load_speech_dataset, prepare_dataset
-    from ..evaluation.depth_report import length_sorted_batches
+    from ..evaluation import length_sorted_batches
 
     dataset = load_speech_dataset(
         args.batch_norm_dataset, args.batch_norm_config, args.batch_norm_split, transcribed=False

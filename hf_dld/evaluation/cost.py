@@ -49,6 +49,7 @@ def count_gmac_per_s(
     """
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
+    config.pruned_layers = None  # layer 0 stands for whichever layers are there
     with torch.device("meta"):
         twin = type(model)(config).eval()
         audio = torch.zeros(1, round(audio_s * sampling_rate_hz))

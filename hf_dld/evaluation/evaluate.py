@@ -121,7 +121,8 @@ def choose_layer_sets(
         return sorted(chosen)
     if selection not in LAYER_SELECTIONS:
         raise ValueError(f"selection must be one of {(*LAYER_SELECTIONS, 'random')}; got {selection!r}.")
-    return [select_layers(num_active_layers, total, selection, config.depth_schedule)]
+    layers = select_layers(num_active_layers, total, selection, config.depth_schedule)
+    return [config.resolve_active_layers(layers)]  # refuses layers that were pruned
 
 
 def _check_depths(depths: Sequence[int] | None, num_layers: int) -> list[int]:

@@ -13,6 +13,7 @@ from hf_dld.data import decode_labels
 from hf_dld.evaluation import count_errors, evaluate_depths, paired_differences
 from hf_dld.evaluation.error_counts import ERRORS, UTTERANCE, depth_logits
 
+SCHEDULE = [[3], [1, 3], [0, 1, 3], [0, 1, 2, 3]]
 UNTIMED = {"timed_utterances": 0}
 
 
@@ -188,6 +189,20 @@ def test_selections(dataset, processor):
     first = evaluate_depths(model, dataset, processor, [3, 2], selection="first", **UNTIMED)
     assert [row.active_layers for row in first.rows] == [[0, 1], [0, 1, 2]]
     assert model.config.layer_selection == "even"
+
+
+def test_a_pruned_model(dataset, processor, tmp_path):
+    whole = make_dynamic("wavlm-stable")
+    whole.save_pretrained(tmp_path)
+    options = {"active_layers": [1, 3], "prune_inactive_layers": True}
+    pruned = hf_dld.DLDWavLMForCTC.from_pretrained(
+        tmp_path, layer_selection="schedule", depth_schedule=SCHEDULE, **options
+    )
+    whole.config.depth_schedule, whole.config.layer_selection = SCHEDULE, "schedule"
+    expected, found = (evaluate_depths(model, dataset, processor, [1, 2], **UNTIMED) for model in (whole, pruned))
+    assert found == expected
+    with pytest.raises(ValueError, match=r"were pruned when the model was loaded"):
+        evaluate_depths(pruned, dataset, processor, [3], **UNTIMED)
 
 
 @pytest.mark.parametrize(
