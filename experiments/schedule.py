@@ -7,10 +7,10 @@
         --output outputs/schedule
 
 From the teacher's weights trains a dynamic student for each way of drawing layers, by layer dropping alone ("none" is
-the teacher itself, merely cut; what is there already is used, so that an interrupted run goes on), searches a schedule by each objective on the validation
-split, and transcribes the test split with the evenly spaced layers, the found ones, and random ones of the same number.
-Relative differences have 95 % intervals from a paired bootstrap over utterances. Writes
-experiments/results/schedule.json and prints the Markdown tables of docs/schedule.md.
+the teacher itself, merely cut; what is there already is used, so that an interrupted run goes on), searches a schedule
+by each objective on the validation split, and transcribes the test split with the evenly spaced layers, the found
+ones, and random ones of the same number. Relative differences have 95 % intervals from a paired bootstrap over
+utterances. Writes experiments/results/schedule.json and prints the Markdown tables of docs/schedule.md.
 """
 
 import argparse
