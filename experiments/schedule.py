@@ -6,11 +6,11 @@
     python experiments/schedule.py --dataset outputs/babble_digits --teacher outputs/schedule_teacher/teacher \\
         --output outputs/schedule
 
-From the teacher's weights trains a dynamic student for each way of drawing layers, by layer dropping alone (what is
-there already is used, so that an interrupted run goes on), searches a schedule by each objective on the validation
-split, and transcribes the test split with the evenly spaced layers, the found ones, and random ones of the same number.
-Relative differences have 95 % intervals from a paired bootstrap over utterances. Writes
-experiments/results/schedule.json and prints the Markdown tables of docs/schedule.md.
+From the teacher's weights trains a dynamic student for each way of drawing layers, by layer dropping alone ("none" is
+the teacher itself, merely cut; what is there already is used, so that an interrupted run goes on), searches a schedule
+by each objective on the validation split, and transcribes the test split with the evenly spaced layers, the found
+ones, and random ones of the same number. Relative differences have 95 % intervals from a paired bootstrap over
+utterances. Writes experiments/results/schedule.json and prints the Markdown tables of docs/schedule.md.
 """
 
 import argparse
@@ -40,7 +40,9 @@ RESULTS = Path(__file__).parent / "results" / "schedule.json"
 
 
 def train(sampling: str, train_set, processor, args: argparse.Namespace) -> Path:
-    """The folder of the student that draws its layers so."""
+    """The folder of the student that draws its layers so; of the teacher itself for "none"."""
+    if sampling == "none":
+        return args.teacher
     folder = args.output / sampling
     if (folder / "config.json").exists():
         return folder
@@ -104,8 +106,9 @@ def difference(errors: np.ndarray, baseline: np.ndarray, resamples: int) -> dict
     return {"relative": float(errors.sum() / baseline.sum() - 1), "low": float(low), "high": float(high)}
 
 
-def measure(folder: Path, splits: dict, processor, args: argparse.Namespace) -> dict:
-    model = AutoModelForCTC.from_pretrained(folder).eval()
+def measure(sampling: str, splits: dict, processor, args: argparse.Namespace) -> dict:
+    folder = train(sampling, splits["train"], processor, args)
+    model = DYNAMIC_CLASSES[AutoConfig.from_pretrained(folder).model_type].from_pretrained(folder).eval()
     num_layers = model.config.num_hidden_layers
     schedules = {}
     for objective in args.objectives:
@@ -115,7 +118,7 @@ def measure(folder: Path, splits: dict, processor, args: argparse.Namespace) -> 
             processor,
             objective,
             max_utterances=args.max_utterances,
-            resume_file=folder / f"search_{objective}.json",
+            resume_file=args.output / f"{sampling}_{objective}.json",
         )
     rng = random.Random(0)
     counts = range(1, num_layers)  # at full depth all are the same
@@ -153,7 +156,8 @@ def markdown(models: dict) -> str:
     lines = []
     for sampling, result in models.items():
         objectives = list(result["searches"])
-        lines += [f"Trained with `{sampling}` ({100 * result['full_depth']:.1f} % at full depth):", ""]
+        name = "The static teacher, merely cut" if sampling == "none" else f"Trained with `{sampling}`"
+        lines += [f"{name} ({100 * result['full_depth']:.1f} % at full depth):", ""]
         header = ["layers", "even", "random (range)"]
         for objective in objectives:
             header += [f"{objective}: layers", "WER", "against even", "against random"]
@@ -201,7 +205,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the students")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=0.0015)
-    parser.add_argument("--samplings", nargs="+", default=["bernoulli", "selection", "uniform"])
+    parser.add_argument("--samplings", nargs="+", default=["none", "bernoulli", "selection", "uniform"])
     parser.add_argument("--objectives", nargs="+", default=["ctc", "kl", "wer"])
     parser.add_argument("--max_utterances", type=int, default=1000, help="of the validation split")
     parser.add_argument("--random_subsets", type=int, default=5, help="for each count")
@@ -210,11 +214,15 @@ def main() -> None:
 
     splits, models = load_splits(args.teacher, args.dataset, ("train", "validation", "test")), {}
     processor = AutoProcessor.from_pretrained(args.teacher)
+    args.output.mkdir(parents=True, exist_ok=True)
     for sampling in args.samplings:
-        folder = train(sampling, splits["train"], processor, args)
-        models[sampling] = measure(folder, splits, processor, args)
-        content = {"arguments": {name: str(value) for name, value in vars(args).items()}}
-        RESULTS.write_text(json.dumps({**content, **environment(), "models": models}, indent=2) + "\n")
+        measured = args.output / f"{sampling}.json"
+        if not measured.exists():
+            arguments = {name: str(value) for name, value in vars(args).items()}
+            result = {"arguments": arguments, **environment(), **measure(sampling, splits, processor, args)}
+            measured.write_text(json.dumps(result, indent=2) + "\n")
+        models[sampling] = json.loads(measured.read_text())
+        RESULTS.write_text(json.dumps(models, indent=2) + "\n")
         print(markdown(models), flush=True)
 
 
