@@ -50,6 +50,16 @@ def test_the_embedded_corpus_is_what_it_says():
     assert words["test"] <= words["train"] and words["validation"] <= words["train"]
 
 
+def test_the_voices_of_each_split_are_what_the_seed_draws():
+    """Nobody chose them: the split of every voice follows from seed 0."""
+    module = runpy.run_path(str(EXAMPLES / "corpora" / "make_spoken_commands.py"))
+    splits = module["draw_splits"](0)
+    drawn = {voice.name: splits[voice.speaker] for voice in module["VOICES"]}
+    stored = {row["speaker"]: split for split in ("train", "validation", "test") for row in rows_of(split)}
+    assert drawn == stored
+    assert splits["kal"] == drawn["flite_kal"] == drawn["festival_kal"], "one person, two engines"
+
+
 @pytest.fixture
 def digits(tmp_path):
     """Three speakers, three digits: tones instead of speech."""
