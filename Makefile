@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 PIP = .venv/bin/pip install --quiet --constraint constraints.txt
 
+BENCHMARKS = inference loading onnx_export latency_prediction colld_step
+
 .PHONY: quickstart test quality style benchmark
 
 .venv/bin/python:
@@ -24,6 +26,10 @@ quickstart: .venv/installed
 ## all tests, in two processes
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n 2 --dist loadfile --cov hf_dld --cov-report term:skip-covered --cov-fail-under 90
+
+## every benchmark beside stock models, as Markdown tables
+benchmark: .venv/installed-test
+	for script in $(BENCHMARKS); do .venv/bin/python benchmarks/$$script.py || exit 1; done
 
 ## formatting and lint, checked
 quality: .venv/installed-test
