@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import datasets
 import torch
+from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 
 
@@ -32,6 +35,21 @@ def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
         raise ValueError(
             "Teacher and student must have the same frame rate, because their posteriors are compared frame by frame: "
             f"{samples[-1]} samples are {theirs[-1]} frames for the teacher and {ours[-1]} for the student."
+        )
+
+
+def check_cacheable(teacher: Any, train_dataset: Any) -> None:
+    """Raise `ValueError` unless the teacher is a model and the training set can be gone through beforehand."""
+    if not isinstance(teacher, nn.Module):
+        raise ValueError(
+            "teacher_cache_dir keeps the posteriors of a frozen teacher, which has to be a model; got "
+            f"teacher={teacher!r}. Leave teacher_cache_dir out."
+        )
+    if isinstance(train_dataset, IterableDataset | datasets.IterableDataset):
+        raise ValueError(
+            "teacher_cache_dir needs a training set that can be gone through before the first step, and this one is "
+            f"streamed ({type(train_dataset).__name__}). Load it without streaming, or leave teacher_cache_dir out: "
+            "the teacher then runs in every step."
         )
 
 
