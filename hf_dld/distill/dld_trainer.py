@@ -23,7 +23,14 @@ from .posterior_cache import (
     fill_posterior_cache,
     teacher_fingerprint,
 )
-from .teacher import check_cacheable, check_teacher, freeze, num_frames
+from .teacher import (
+    check_cacheable,
+    check_teacher,
+    equal_feature_encoders,
+    freeze,
+    has_frozen_feature_encoder,
+    num_frames,
+)
 from .training_args import DLDTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -115,9 +122,11 @@ class DLDTrainer(CTCTrainer):
             self.teacher = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
         self.posterior_cache: PosteriorCache | None = None
         self.evaluated_depth: int | None = None
+        self.equal_encoders: bool | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in `transformers.Trainer`, after filling the cache of `args.teacher_cache_dir`."""
+        self.equal_encoders = None  # the student's weights may be loaded from a checkpoint
         if self.args.teacher_cache_dir is not None and self.posterior_cache is None:
             self.posterior_cache = self.cache_teacher()
             self.teacher = None  # its memory is the student's now
@@ -204,6 +213,7 @@ class DLDTrainer(CTCTrainer):
 
         layer_sets = self.draw_layers()
         kl_weight = self.current_kl_weight()
+        model_inputs = self.share_features(model_inputs)
         teacher_logits = None
         if kl_weight > 0 and not self.self_teaching and not cached:
             # before the student's activations take up memory, and before a gradient hangs on its adapters
@@ -227,6 +237,23 @@ class DLDTrainer(CTCTrainer):
         num_active_layers = torch.full_like(ctc, sum(map(len, layer_sets)) / len(layer_sets))
         loss = self.args.ctc_weight * ctc + kl_weight * kl
         return {"loss": loss, "ctc_loss": ctc, "kl_loss": kl, "num_active_layers": num_active_layers}, logits
+
+    @torch.no_grad()
+    def share_features(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        """The features in place of the samples, if the student's feature encoder is frozen and equals the teacher's.
+
+        All passes of the step then use them. SpecAugment and the dropout of the feature projection come after.
+        """
+        student = self.unwrapped_model
+        if not has_frozen_feature_encoder(student):
+            return model_inputs
+        if self.equal_encoders is None:
+            teacher = self.accelerator.unwrap_model(self.teacher) if self.teacher is not None else student
+            self.equal_encoders = equal_feature_encoders(teacher, student)
+        if not self.equal_encoders:
+            return model_inputs
+        name = student.main_input_name
+        return model_inputs | {name: student.extract_features(model_inputs[name])}
 
     @torch.no_grad()
     def compute_teacher_logits(self, model_inputs: dict[str, Any]) -> torch.Tensor:

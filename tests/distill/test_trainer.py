@@ -295,6 +295,45 @@ def test_batch_norm_policies(tmp_path, processor, dataset, policy):
     assert any(name.endswith("batch_norm.weight") for name in moved)
 
 
+@pytest.mark.parametrize("variant", ["wavlm", "conformer-relative"])
+def test_a_frozen_feature_encoder_runs_once_a_step(tmp_path, processor, dataset, variant):
+    """And gives exactly what it gives the teacher and each pass of the student on their own."""
+    states, runs = [], []
+    for shared in (False, True):
+        masked = {**NO_DROPOUT, "feat_proj_dropout": 0.1, "mask_time_prob": 0.2, "mask_time_length": 2}
+        student, teacher = (make_dynamic(variant, **masked) for _ in range(2))
+        student.freeze_feature_encoder()
+        trainer = make_trainer(
+            tmp_path, processor, dataset, model=student, teacher=teacher, depth_sampling="sandwich", max_steps=2
+        )
+        if not shared:
+            trainer.share_features = lambda model_inputs: model_inputs
+        calls = []
+        for model in (student, teacher):
+            model.base_model.feature_extractor.conv_layers[0].register_forward_hook(lambda *_, c=calls: c.append(1))
+        trainer.train()
+        states.append(weights(trainer))
+        runs.append(len(calls))
+    assert_same(*states)
+    assert runs[1] == 2 < runs[0]
+
+
+def test_feature_encoders_that_differ_are_not_shared(tmp_path, processor, dataset):
+    batch = {"input_values": torch.zeros(1, 4000)}
+    for what in ("trained", "another", "stock", "settings"):
+        student = make_dynamic("wavlm-stable", **NO_DROPOUT)
+        if what != "trained":
+            student.freeze_feature_encoder()
+        teacher = (make_stock if what == "stock" else make_dynamic)("wavlm-stable", **NO_DROPOUT)
+        if what == "another":
+            with torch.no_grad():
+                teacher.wavlm.feature_extractor.conv_layers[2].conv.weight[0, 0, 0] += 1e-6
+        if what == "settings":
+            teacher.config.feat_extract_activation = "relu"
+        trainer = make_trainer(tmp_path, processor, dataset, model=student, teacher=teacher)
+        assert trainer.share_features(batch) is batch, what
+
+
 def test_activation_checkpointing_trains_the_same(tmp_path, processor, dataset):
     states = []
     for checkpointing in (False, True):
