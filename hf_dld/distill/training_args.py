@@ -28,6 +28,18 @@ class SpeechTrainingArguments(TrainingArguments):
     length_column_name: str = field(
         default="input_length", metadata={"help": "Column with each utterance's length in samples."}
     )
+    max_batch_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "The most seconds of audio in a batch on each device, padding included: batches of similar length "
+            "and as many utterances as fit. Replaces per_device_train_batch_size and train_sampling_strategy."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_batch_seconds is not None and not self.max_batch_seconds > 0:
+            raise ValueError(f"max_batch_seconds must be above 0 (seconds); got {self.max_batch_seconds}.")
 
 
 @dataclass
