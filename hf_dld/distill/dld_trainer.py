@@ -245,6 +245,8 @@ class DLDTrainer(CTCTrainer):
         All passes of the step then use them. SpecAugment and the dropout of the feature projection come after.
         """
         student = self.unwrapped_model
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return model_inputs  # a sharded model gathers its weights in its own forward pass only
         if not has_frozen_feature_encoder(student):
             return model_inputs
         if self.equal_encoders is None:

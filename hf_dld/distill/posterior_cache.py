@@ -15,6 +15,7 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -80,7 +81,7 @@ class PosteriorCache:
         """
         # named after what is in it: whoever else writes the same utterances writes the same file
         path = self.folder / f"{blake2b(''.join(posteriors).encode(), digest_size=8).hexdigest()}.safetensors"
-        beside = path.with_suffix(f".tmp-{os.getpid()}")
+        beside = path.with_suffix(f".{uuid4().hex}.tmp")
         tensors = {}
         for key, (log_probs, tokens) in posteriors.items():
             tensors |= {f"{key}.log_probs": log_probs.contiguous(), f"{key}.tokens": tokens.contiguous()}
