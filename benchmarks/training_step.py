@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --models wavlm-base digits_wavlm digits_conformer
 
 Forward, backward, clipping and AdamW on the same batch of noise, in turns; loading data is not timed. The DLD steps
-draw their layers by Bernoulli(0.5), both the same seeded sequence, whose mean is half of the layers. A round is one
-pass over that sequence; shown are the median and the range over rounds. Feature encoders are frozen in all three (as
-published checkpoints are fine-tuned) or, with --train_feature_encoder, trained in all three. On a busy machine
---cpu_time leaves out the time in which other processes ran. Prints one Markdown table.
+draw their layers by Bernoulli(0.5), all the same seeded sequence, whose mean is half of the layers. A round is one
+pass over that sequence; shown are the median ratio over the rounds and its quartiles. Feature encoders are frozen
+everywhere (as published checkpoints are fine-tuned) or, with --train_feature_encoder, trained everywhere. On a busy
+machine --cpu_time leaves out the time in which other processes ran. Prints one Markdown table.
 
 With --teacher_forward: the table is that of the teacher's forward pass alone, computed in several ways.
 """
@@ -15,13 +15,13 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from measure import conditions, print_table, ratio, time_interleaved
 
 import hf_dld
 from hf_dld.distill.posterior_cache import CachedTeacherCollator
@@ -64,7 +64,7 @@ def seed_with_half_of_the_layers(num_layers: int, steps: int) -> int:
 
 
 def take_step(
-    trainer: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, Any], step: int, kl_weight: float = 1.0
+    trainer: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, Any], step: int, kl_weight: float
 ) -> None:
     trainer.args.kl_weight = kl_weight
     trainer.state.global_step = step
@@ -74,7 +74,7 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def measure(name: str, args: argparse.Namespace, folder: str) -> str:
+def measure(name: str, args: argparse.Namespace, folder: str) -> list[object]:
     teacher, rate_hz = load_model(name)
     student, stock = load_model(name)[0], teacher.to_static().train()
     if not args.train_feature_encoder:
@@ -102,62 +102,43 @@ def measure(name: str, args: argparse.Namespace, folder: str) -> str:
     inputs = collator(examples)
     cached_inputs = CachedTeacherCollator(collator, dld.cache_teacher())(examples)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-5) for model in (stock, student)]
+
+    def steps_of(trainer: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, Any], kl_weight: float) -> Any:
+        return lambda: [take_step(trainer, optimizer, inputs, step, kl_weight) for step in range(steps)]
+
     ways = {
-        "stock": lambda step: take_step(ctc, optimizers[0], inputs, step),
-        "live": lambda step: take_step(dld, optimizers[1], inputs, step),
-        "cached": lambda step: take_step(dld, optimizers[1], cached_inputs, step),
-        "no KL": lambda step: take_step(dld, optimizers[1], inputs, step, kl_weight=0.0),
+        "stock": steps_of(ctc, optimizers[0], inputs, 0.0),
+        "live": steps_of(dld, optimizers[1], inputs, 1.0),
+        "cached": steps_of(dld, optimizers[1], cached_inputs, 1.0),
+        "no KL": steps_of(dld, optimizers[1], inputs, 0.0),
     }
-    rounds = interleave(ways, steps, args.rounds, args.clock)
-    cells = [name, str(batch_size), f"{num_layers / 2:g} of {num_layers}", spread([r["stock"] for r in rounds])]
-    cells += [spread([r[way] / r["stock"] for r in rounds]) for way in ("live", "cached", "no KL")]
-    return "| " + " | ".join(cells) + " |"
+    take_step(ctc, optimizers[0], inputs, 0, 0.0)
+    take_step(dld, optimizers[1], inputs, 0, 1.0)
+    seconds = time_interleaved(ways, args.rounds, warm_up=0, clock=args.clock)
+    stock_s = statistics.median(seconds["stock"]) / steps
+    ratios = [ratio(seconds, way, "stock") for way in ("live", "cached", "no KL")]
+    return [name, batch_size, f"{num_layers / 2:g} of {num_layers}", f"{stock_s:.3f}", *ratios]
 
 
-def interleave(
-    ways: dict[str, Callable[[int], None]], steps: int, num_rounds: int, clock: Callable[[], float]
-) -> list[dict[str, float]]:
-    """Mean seconds of each way in each round. Every step is taken in all ways, another one first each time."""
-    names = list(ways)
-    for name in names:
-        ways[name](0)
-    rounds = []
-    for _ in range(num_rounds):
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for step in range(steps):
-            for name in names[step % len(names) :] + names[: step % len(names)]:
-                started = clock()
-                ways[name](step)
-                seconds[name].append(clock() - started)
-        rounds.append({name: sum(times) / steps for name, times in seconds.items()})
-    return rounds
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def measure_teacher(name: str, args: argparse.Namespace) -> str:
+def measure_teacher(name: str, args: argparse.Namespace) -> list[object]:
     teacher, rate_hz = load_model(name)
     teacher.eval().requires_grad_(False)
     samples = torch.randn(args.base_batch if name == "wavlm-base" else 8, int(args.seconds * rate_hz))
-
-    def timed(**contexts: Any) -> Callable[[int], None]:
-        def run(step: int) -> None:
-            with contexts["grad"](), torch.autocast("cpu", torch.bfloat16, enabled=contexts["bf16"]):
-                teacher(contexts.get("features", samples))
-
-        return run
-
     features = teacher.extract_features(samples)
+
+    def run(inputs: torch.Tensor, context: Any, bf16: bool = False) -> None:
+        with context(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            teacher(inputs)
+
     ways = {
-        "no_grad": timed(grad=torch.no_grad, bf16=False),
-        "inference_mode": timed(grad=torch.inference_mode, bf16=False),
-        "bfloat16 autocast": timed(grad=torch.no_grad, bf16=True),
-        "features given": timed(grad=torch.no_grad, bf16=False, features=features),
+        "no_grad": lambda: run(samples, torch.no_grad),
+        "inference_mode": lambda: run(samples, torch.inference_mode),
+        "bfloat16": lambda: run(samples, torch.no_grad, bf16=True),
+        "features given": lambda: run(features, torch.no_grad),
     }
-    rounds = interleave(ways, 4, args.rounds, args.clock)
-    return f"| {name} | " + " | ".join(spread([r[way] for r in rounds]) for way in ways) + " |"
+    seconds = time_interleaved(ways, args.rounds, clock=args.clock)
+    ratios = [ratio(seconds, way, "no_grad") for way in list(ways)[1:]]
+    return [name, f"{statistics.median(seconds['no_grad']):.3f}", *ratios]
 
 
 def main() -> None:
@@ -179,21 +160,18 @@ def main() -> None:
         help="measure the time of this process on the processor, not that on the wall",
     )
     args = parser.parse_args()
-    encoder = "" if args.teacher_forward else f"; encoder {'trained' if args.train_feature_encoder else 'frozen'}"
-    print(
-        f"{torch.get_num_threads()} threads, float32, torch {torch.__version__}, {args.seconds:g} s an utterance, "
-        f"{args.rounds} rounds; seconds ({args.clock.__name__}): median (range){encoder}"
-    )
+    print(conditions())
+    print(f"{args.seconds:g} s an utterance, {args.rounds} rounds, {args.clock.__name__}", end="")
     if args.teacher_forward:
-        print(
-            "| model | no_grad | inference_mode | bfloat16 autocast | features given |\n| --- | --- | --- | --- | --- |"
-        )
-    else:
-        print("| model | batch | mean active layers | stock step, s | live / stock | cached / stock | no KL / stock |")
-        print("| --- | ---: | --- | --- | --- | --- | --- |")
+        print("\n")
+        header = ["model", "no_grad, s", "inference_mode", "bfloat16 autocast", "features given"]
+        print_table(header, (measure_teacher(name, args) for name in args.models))
+        return
+    print(f", feature encoder {'trained' if args.train_feature_encoder else 'frozen'}\n")
+    ratios = ["live / stock", "cached / stock", "no KL / stock"]
     with tempfile.TemporaryDirectory() as folder:
-        for name in args.models:
-            print(measure_teacher(name, args) if args.teacher_forward else measure(name, args, folder), flush=True)
+        rows = (measure(name, args, folder) for name in args.models)
+        print_table(["model", "batch", "mean active layers", "stock step, s", *ratios], rows)
 
 
 if __name__ == "__main__":
