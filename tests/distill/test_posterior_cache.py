@@ -11,7 +11,6 @@ import pytest
 import soundfile
 import torch
 from conftest import make_dynamic, make_stock
-from test_trainer import NO_DROPOUT, arguments, assert_same, dataset, make_trainer, processor, weights
 from transformers import TrainerCallback
 
 from hf_dld import DataCollatorCTC, DLDTrainer
@@ -23,6 +22,8 @@ from hf_dld.distill.posterior_cache import (
     fill_posterior_cache,
     teacher_fingerprint,
 )
+
+from .test_trainer import NO_DROPOUT, arguments, assert_same, dataset, make_trainer, processor, weights
 
 __all__ = ["dataset", "processor"]  # fixtures
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import NUM_LAYERS, VOCAB_SIZE, make_dynamic, make_stock
 from huggingface_hub import ModelCard
+from peft import get_peft_model
 from transformers import TrainerCallback
 
-from hf_dld import CTCTrainer, CTCTrainingArguments, DataCollatorCTC, DLDTrainer, DLDTrainingArguments
+from hf_dld import CTCTrainer, CTCTrainingArguments, DataCollatorCTC, DLDTrainer, DLDTrainingArguments, lora_config
 from hf_dld.data import build_character_processor
 from hf_dld.deploy import write_model_card
 from hf_dld.distill.losses import ctc_loss, kl_loss
@@ -343,6 +344,15 @@ def test_a_frozen_feature_encoder_runs_once_a_step(tmp_path, processor, dataset,
         runs.append(len(calls))
     assert_same(*states)
     assert runs[1] == 2 < runs[0]
+
+
+def test_adapters_share_the_feature_encoder_with_the_weights_under_them(tmp_path, processor, dataset):
+    student = make_dynamic("wavlm-stable", **NO_DROPOUT)
+    calls = []
+    student.wavlm.feature_extractor.conv_layers[0].register_forward_hook(lambda *_: calls.append(1))
+    adapted = get_peft_model(student, lora_config(student, r=2))
+    make_trainer(tmp_path, processor, dataset, model=adapted, teacher="base", max_steps=2).train()
+    assert len(calls) == 2
 
 
 def test_feature_encoders_that_differ_are_not_shared(tmp_path, processor, dataset):
