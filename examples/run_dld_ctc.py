@@ -281,12 +281,15 @@ def make_teacher(
 CTC_OPTIONS = (
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps weight_decay adam_beta1 "
     "adam_beta2 max_grad_norm lr_scheduler_type warmup_steps seed data_seed logging_steps save_strategy save_steps "
-    "bf16 fp16 optim dataloader_num_workers train_sampling_strategy disable_tqdm use_cpu report_to torch_compile"
+    "bf16 fp16 optim dataloader_num_workers train_sampling_strategy disable_tqdm use_cpu report_to torch_compile "
+    "max_batch_seconds"
 ).split()
 
 
 def load_teacher(teacher: str) -> Any:
     """The dynamic class at full depth where there is one, which computes what the stock class does, faster."""
+    if teacher in ("self", "base"):
+        return teacher
     model_type = AutoConfig.from_pretrained(teacher).model_type
     return DYNAMIC_CLASSES.get(model_type, AutoModelForCTC).from_pretrained(teacher)
 
@@ -436,13 +439,15 @@ def main() -> None:
     student = make_student(model_args, teacher, processor)
     if model_args.freeze_feature_encoder:
         student.freeze_feature_encoder()
-    teacher_model = teacher
-    if teacher not in ("self", "base"):
-        teacher_model = load_teacher(teacher) if args.kl_weight > 0 else None
     # what goes to the Hub is what comes out at the end, not the checkpoints
     student_args = replace(args, output_dir=f"{args.output_dir}/checkpoints", push_to_hub=False)
     trainer = hf_dld.DLDTrainer(
-        model=student, teacher=teacher_model, args=student_args, train_dataset=splits["train"], **shared
+        model=student,
+        # held by the trainer alone, which lets it go once its posteriors are cached
+        teacher=load_teacher(teacher) if args.kl_weight > 0 or teacher in ("self", "base") else None,
+        args=student_args,
+        train_dataset=splits["train"],
+        **shared,
     )
     train(trainer)
     logger.info("Student ready after %.0f s", time.monotonic() - started)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +57,52 @@ def audio_name(audio: Any) -> str:
     return str(path) if isinstance(path, str | Path) and str(path) else _IN_MEMORY
 
 
+def audio_key(audio: Any) -> str:
+    """A hash of what is heard: of the file's bytes, wherever they come from, or of the samples and their rate.
+
+    Args:
+        audio: as for `decode_audio`.
+
+    Raises:
+        AudioError: not audio, or a file that cannot be read. Whether it can be decoded is not looked at.
+    """
+    content, rate_hz = _content(audio, audio_name(audio))
+    key = blake2b(digest_size=16)
+    if isinstance(content, np.ndarray):
+        key.update(f"{content.dtype}{content.shape}{rate_hz}".encode())
+        content = np.ascontiguousarray(content)
+    key.update(content)
+    return key.hexdigest()
+
+
 def _error(name: str, reason: str, detail: str = "") -> AudioError:
     return AudioError(f"{name}: {reason}" + (f" ({detail})" if detail else ""), reason)
 
 
 def _read(audio: Any, name: str, default_rate_hz: int) -> tuple[np.ndarray, int]:
+    content, rate_hz = _content(audio, name)
+    if isinstance(content, np.ndarray):
+        return content, rate_hz or default_rate_hz
+    return _decode(content, name)
+
+
+def _content(audio: Any, name: str) -> tuple[bytes | np.ndarray, int | None]:
+    """The bytes of an audio file, or samples with their rate in Hz, None where it is not said."""
     if isinstance(audio, Mapping):
         array = audio.get("array") if audio.get("array") is not None else audio.get("raw")
         if audio.get("bytes") is not None:
-            return _decode(audio["bytes"], name)
+            return audio["bytes"], None
         if array is not None:
             return np.asarray(array), _rate_of(audio, name)
         if audio.get("path") is not None:
-            return _decode(_file_bytes(audio["path"], name), name)
+            return _file_bytes(audio["path"], name), None
         raise _error(name, "no audio in it", f"needs 'bytes', 'path', 'array' or 'raw', has {sorted(audio)}")
     if isinstance(audio, str | Path):
-        return _decode(_file_bytes(audio, name), name)
+        return _file_bytes(audio, name), None
     if isinstance(audio, bytes | bytearray):
-        return _decode(audio, name)
+        return audio, None
     if hasattr(audio, "__array__"):
-        return np.asarray(audio), default_rate_hz
+        return np.asarray(audio), None
     raise _error(name, "not an audio object", f"a {type(audio).__name__}; load the dataset with Audio(decode=False)")
 
 

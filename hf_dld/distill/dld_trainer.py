@@ -9,14 +9,28 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import logging
 
 from ..models.depth import check_num_active_layers
 from .ctc_trainer import CTCTrainer
 from .lora import adapters_off, check_base_teacher
-from .losses import ctc_loss, kl_loss
-from .teacher import check_teacher, freeze
+from .losses import ctc_loss, kl_loss, truncated_kl_loss
+from .posterior_cache import (
+    CACHE_DTYPES,
+    CachedTeacherCollator,
+    PosteriorCache,
+    fill_posterior_cache,
+    teacher_fingerprint,
+)
+from .teacher import (
+    check_cacheable,
+    check_teacher,
+    equal_feature_encoders,
+    freeze,
+    has_frozen_feature_encoder,
+    num_frames,
+)
 from .training_args import DLDTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -40,6 +54,9 @@ class DLDTrainer(CTCTrainer):
     The layers of a step are a function of (`args.seed`, optimizer step): every process and every accumulated
     micro-batch of a step skip the same ones, and a resumed run draws what the straight run would have drawn.
 
+    With `args.teacher_cache_dir` the teacher runs once over the training set, before the first step, and is let go;
+    the KL is then that of its `teacher_cache_top` most probable tokens and the rest (`losses.truncated_kl_loss`).
+
     Args:
         model: the student, a dynamic model of `hf_dld.models`, or a `PeftModel` around one: then only its adapters
             and `modules_to_save` are trained, and checkpoints hold nothing else.
@@ -55,7 +72,8 @@ class DLDTrainer(CTCTrainer):
     Raises:
         ValueError: for a teacher with another vocabulary, blank or frame rate; `"base"` where there are no adapters,
             or training would change what is under them; a weight for a KL without a teacher; an impossible depth in
-            `eval_depths`; a student with pruned layers.
+            `eval_depths`; a student with pruned layers; a cache for no teacher model, or for a training set that is
+            streamed.
     """
 
     args: DLDTrainingArguments
@@ -93,6 +111,8 @@ class DLDTrainer(CTCTrainer):
                 'batch_norm="updated" gathers new running statistics in the base model, which a PeftModel does not '
                 'save with its adapters: use batch_norm="frozen".'
             )
+        if args.teacher_cache_dir is not None:
+            check_cacheable(teacher, kwargs.get("train_dataset"))
         if args.batch_norm == "frozen" and hasattr(model, "freeze_batch_norm"):
             model.freeze_batch_norm()
         super().__init__(model=model, args=args, **kwargs)
@@ -100,7 +120,73 @@ class DLDTrainer(CTCTrainer):
         self.teacher = None
         if isinstance(teacher, nn.Module):
             self.teacher = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
+        self.posterior_cache: PosteriorCache | None = None
         self.evaluated_depth: int | None = None
+        self.equal_encoders: bool | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in `transformers.Trainer`, after filling the cache of `args.teacher_cache_dir`."""
+        self.equal_encoders = None  # the student's weights may be loaded from a checkpoint
+        if self.args.teacher_cache_dir is not None and self.posterior_cache is None:
+            self.posterior_cache = self.cache_teacher()
+            self.teacher = None  # its memory is the student's now
+        return super().train(*args, **kwargs)
+
+    def cache_teacher(self) -> PosteriorCache:
+        """The teacher's posteriors of the training set, computed as far as they are not on disk yet.
+
+        Every process computes its share, so that none waits for another longer than a collective operation may.
+
+        Raises:
+            ValueError: the feature extractor is not known; an utterance that cannot be decoded.
+            OSError: the posteriors cannot be written.
+        """
+        processor = getattr(self.data_collator, "processor", self.processing_class)
+        if not hasattr(processor, "feature_extractor"):
+            raise ValueError(
+                "teacher_cache_dir needs to know the feature extractor: pass data_collator=DataCollatorCTC(processor), "
+                "or the processor as processing_class."
+            )
+        args, teacher = self.args, self.accelerator.unwrap_model(self.teacher)
+        fingerprint = teacher_fingerprint(
+            teacher,
+            processor,
+            top=min(args.teacher_cache_top, teacher.config.vocab_size),
+            temperature=args.kl_temperature,
+            dtype=args.teacher_cache_dtype,
+            mixed_precision=self.accelerator.mixed_precision,
+        )
+        cache = PosteriorCache(Path(args.teacher_cache_dir) / fingerprint)
+        computed = fill_posterior_cache(
+            cache,
+            self.train_dataset,
+            processor,
+            self.teacher,
+            lambda samples: num_frames(teacher, samples),
+            top=args.teacher_cache_top,
+            temperature=args.kl_temperature,
+            dtype=CACHE_DTYPES[args.teacher_cache_dtype],
+            device=args.device,
+            rank=args.process_index,
+            num_processes=args.world_size,
+            num_workers=args.dataloader_num_workers,
+            progress_bar=not args.disable_tqdm and self.is_local_process_zero(),
+        )
+        self.accelerator.wait_for_everyone()
+        cache.refresh()
+        logger.info(f"{cache.folder}: teacher posteriors of {computed} utterances computed here, others were there.")
+        return cache
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `transformers.Trainer`; the batches hold the cached posteriors, see `CachedTeacherCollator`."""
+        if self.posterior_cache is None:
+            return super().get_train_dataloader()
+        collator = self.data_collator
+        self.data_collator = CachedTeacherCollator(collator, self.posterior_cache)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator  # evaluation needs no teacher
 
     def draw_layers(self) -> list[tuple[int, ...]]:
         """The sets of layers that the current optimizer step trains, the full depth last where it is among them."""
@@ -120,14 +206,16 @@ class DLDTrainer(CTCTrainer):
     def compute_terms(
         self, model: nn.Module, model_inputs: dict[str, Any], frame_lengths: torch.Tensor, labels: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        cached = [model_inputs.pop(name) for name in CachedTeacherCollator.names if name in model_inputs]
         if not model.training:
             logits = model(**model_inputs, num_active_layers=self.evaluated_depth).logits
             return {"loss": ctc_loss(logits, frame_lengths, labels, self.blank_id)}, logits
 
         layer_sets = self.draw_layers()
         kl_weight = self.current_kl_weight()
+        model_inputs = self.share_features(model_inputs)
         teacher_logits = None
-        if kl_weight > 0 and not self.self_teaching:
+        if kl_weight > 0 and not self.self_teaching and not cached:
             # before the student's activations take up memory, and before a gradient hangs on its adapters
             teacher_logits = self.compute_teacher_logits(model_inputs)
         student_logits = [model(**model_inputs, active_layers=layers).logits for layers in layer_sets]
@@ -137,15 +225,37 @@ class DLDTrainer(CTCTrainer):
         ctc_terms, kl_terms = [], []
         for logits in student_logits:
             ctc_terms.append(ctc_loss(logits, frame_lengths, labels, self.blank_id))
-            if teacher_logits is not None and logits is not teacher_logits:
-                temperature, direction = self.args.kl_temperature, self.args.kl_direction
-                kl_terms.append(kl_loss(logits, teacher_logits, frame_lengths, temperature, direction))
+            options = (frame_lengths, self.args.kl_temperature, self.args.kl_direction)
+            if cached and kl_weight > 0:
+                known_frames = cached[0].shape[1]  # the longest utterance's; the batch may be padded beyond
+                kl_terms.append(truncated_kl_loss(logits[:, :known_frames], *cached, *options))
+            elif teacher_logits is not None and logits is not teacher_logits:
+                kl_terms.append(kl_loss(logits, teacher_logits, *options))
         # each set of layers weighs the same, so that two of them learn at the pace of one
         ctc = torch.stack(ctc_terms).sum(0) / len(layer_sets)
         kl = torch.stack(kl_terms).sum(0) / len(layer_sets) if kl_terms else torch.zeros_like(ctc)
         num_active_layers = torch.full_like(ctc, sum(map(len, layer_sets)) / len(layer_sets))
         loss = self.args.ctc_weight * ctc + kl_weight * kl
         return {"loss": loss, "ctc_loss": ctc, "kl_loss": kl, "num_active_layers": num_active_layers}, logits
+
+    @torch.no_grad()
+    def share_features(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        """The features in place of the samples, if the student's feature encoder is frozen and equals the teacher's.
+
+        All passes of the step then use them. SpecAugment and the dropout of the feature projection come after.
+        """
+        student = self.unwrapped_model
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return model_inputs  # a sharded model gathers its weights in its own forward pass only
+        if not has_frozen_feature_encoder(student):
+            return model_inputs
+        if self.equal_encoders is None:
+            teacher = self.accelerator.unwrap_model(self.teacher) if self.teacher is not None else student
+            self.equal_encoders = equal_feature_encoders(teacher, student)
+        if not self.equal_encoders:
+            return model_inputs
+        name = student.main_input_name
+        return model_inputs | {name: student.extract_features(model_inputs[name])}
 
     @torch.no_grad()
     def compute_teacher_logits(self, model_inputs: dict[str, Any]) -> torch.Tensor:

@@ -65,13 +65,82 @@ def kl_loss(
     Returns:
         (batch,), float32.
     """
-    if direction not in KL_DIRECTIONS:
-        raise ValueError(f"kl_direction must be one of {KL_DIRECTIONS}; got {direction!r}.")
     student = F.log_softmax(student_logits / temperature, dim=-1, dtype=torch.float32)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1, dtype=torch.float32)
+    return _mean_divergence(student, teacher, frame_lengths, temperature, direction)
+
+
+def truncate_posteriors(logits: torch.Tensor, top: int, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `top` most probable tokens of each frame, and the probability of all others together.
+
+    Args:
+        logits: (..., vocab).
+        top: how many tokens to keep, at least 1; no more than the vocabulary are.
+        temperature: the posteriors are the softmax of logits / temperature.
+
+    Returns:
+        Log-probabilities (..., top + 1), float32, the rest's in the last column, most probable first; without that
+        column where all tokens are kept. And the ids of the tokens, (..., top).
+    """
+    log_probs = F.log_softmax(logits / temperature, dim=-1, dtype=torch.float32)
+    kept, tokens = log_probs.topk(min(top, logits.shape[-1]), dim=-1)
+    return _with_rest(log_probs, kept, tokens), tokens
+
+
+def truncated_kl_loss(
+    student_logits: torch.Tensor,
+    teacher_log_probs: torch.Tensor,
+    teacher_tokens: torch.Tensor,
+    frame_lengths: torch.Tensor,
+    temperature: float = 1.0,
+    direction: str = "forward",
+) -> torch.Tensor:
+    """`kl_loss` against a teacher of whom only the most probable tokens are known, see `truncate_posteriors`.
+
+    All other tokens count as one event, with the teacher's probability r and the student's q_rest::
+
+        tau^2 / T * sum_t [ sum_k p_tk (log p_tk - log q_tk) + r_t (log r_t - log q_t,rest) ]
+
+    (`"forward"`; `"reverse"` with p and q exchanged). By the data-processing inequality it is never above `kl_loss`,
+    and it equals it where all tokens are kept. The teacher's probabilities are normalised here, for they may come
+    rounded.
+
+    Args:
+        student_logits: (batch, frames, vocab).
+        teacher_log_probs: (batch, frames, top + 1), or (batch, frames, vocab) where all tokens are kept; of the
+            softmax of the teacher's logits / temperature.
+        teacher_tokens: (batch, frames, top), integers.
+        frame_lengths: (batch,), frames that are not padding.
+        temperature, direction: as in `kl_loss`.
+
+    Returns:
+        (batch,), float32.
+    """
+    student = F.log_softmax(student_logits / temperature, dim=-1, dtype=torch.float32)
+    tokens = teacher_tokens.long()
+    student = _with_rest(student, student.gather(-1, tokens), tokens)
+    teacher = F.log_softmax(teacher_log_probs.detach(), dim=-1, dtype=torch.float32)
+    return _mean_divergence(student, teacher, frame_lengths, temperature, direction)
+
+
+def _with_rest(log_probs: torch.Tensor, kept: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """`kept` and, where it is not all tokens, a column with the log-probability of those that are not in `tokens`."""
+    if tokens.shape[-1] == log_probs.shape[-1]:
+        return kept
+    # over the complement and not log(1 - sum): a rest of 1e-9 beside a sum of 1 would be lost in float32
+    rest = log_probs.scatter(-1, tokens, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([kept, rest], dim=-1)
+
+
+def _mean_divergence(
+    student: torch.Tensor, teacher: torch.Tensor, frame_lengths: torch.Tensor, temperature: float, direction: str
+) -> torch.Tensor:
+    """The KL of log-probabilities (batch, frames, events), meaned over the frames that are not padding: (batch,)."""
+    if direction not in KL_DIRECTIONS:
+        raise ValueError(f"kl_direction must be one of {KL_DIRECTIONS}; got {direction!r}.")
     target, approximation = (teacher, student) if direction == "forward" else (student, teacher)
     divergence = F.kl_div(approximation, target, log_target=True, reduction="none").sum(-1)
-    mask = frame_mask(frame_lengths, student_logits.shape[1])
+    mask = frame_mask(frame_lengths, student.shape[1])
     # masked_fill and not a product: whatever stands in padding, even nan, must not leak in
     return temperature**2 * divergence.masked_fill(~mask, 0.0).sum(-1) / frame_lengths.clamp(min=1)
 

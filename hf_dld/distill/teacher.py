@@ -2,7 +2,11 @@
 
 from typing import Any
 
+import datasets
 import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 
 
@@ -35,9 +39,53 @@ def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
         )
 
 
+def check_cacheable(teacher: Any, train_dataset: Any) -> None:
+    """Raise `ValueError` unless the teacher is a model and the training set can be gone through beforehand."""
+    if not isinstance(teacher, nn.Module):
+        raise ValueError(
+            "teacher_cache_dir keeps the posteriors of a frozen teacher, which has to be a model; got "
+            f"teacher={teacher!r}. Leave teacher_cache_dir out."
+        )
+    if isinstance(train_dataset, IterableDataset | datasets.IterableDataset):
+        raise ValueError(
+            "teacher_cache_dir needs a training set that can be gone through before the first step, and this one is "
+            f"streamed ({type(train_dataset).__name__}). Load it without streaming, or leave teacher_cache_dir out: "
+            "the teacher then runs in every step."
+        )
+
+
 def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
     """Put the teacher in eval mode (no dropout, no SpecAugment, fixed statistics) and stop its gradients."""
     return teacher.eval().requires_grad_(False)
+
+
+FEATURE_ENCODER_SETTINGS = (
+    "conv_dim conv_kernel conv_stride conv_bias feat_extract_norm feat_extract_activation layer_norm_eps"
+).split()
+
+
+def feature_encoder(model: nn.Module) -> nn.Module:
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.base_model.feature_extractor
+
+
+def has_frozen_feature_encoder(model: nn.Module) -> bool:
+    """Whether the model is a dynamic one whose feature encoder is not trained."""
+    return hasattr(model, "extract_features") and not any(
+        parameter.requires_grad for parameter in feature_encoder(model).parameters()
+    )
+
+
+def equal_feature_encoders(teacher: nn.Module, student: nn.Module) -> bool:
+    """Whether both models, dynamic ones, make the same features of the same samples: equal settings and tensors."""
+    if not all(hasattr(model, "extract_features") for model in (teacher, student)):
+        return False
+    if any(getattr(teacher.config, name) != getattr(student.config, name) for name in FEATURE_ENCODER_SETTINGS):
+        return False
+    theirs, ours = (feature_encoder(model).state_dict() for model in (teacher, student))
+    return theirs.keys() == ours.keys() and all(
+        theirs[name].dtype == tensor.dtype and theirs[name].equal(tensor) for name, tensor in ours.items()
+    )
 
 
 def num_frames(model: PreTrainedModel, num_samples: Any) -> Any:

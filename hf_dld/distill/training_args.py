@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from ..models.depth import DEPTH_SAMPLINGS, sample_layers
 from .layer_features import TARGETS
 from .losses import KL_DIRECTIONS
+from .posterior_cache import CACHE_DTYPES
 
 BATCH_NORM_POLICIES = ("frozen", "updated")
 COLLD_OBJECTIVES = ("info_nce", "l1_cosine")
@@ -27,6 +28,18 @@ class SpeechTrainingArguments(TrainingArguments):
     length_column_name: str = field(
         default="input_length", metadata={"help": "Column with each utterance's length in samples."}
     )
+    max_batch_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "The most seconds of audio in a batch on each device, padding included: batches of similar length "
+            "and as many utterances as fit. Replaces per_device_train_batch_size and train_sampling_strategy."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_batch_seconds is not None and not self.max_batch_seconds > 0:
+            raise ValueError(f"max_batch_seconds must be above 0 (seconds); got {self.max_batch_seconds}.")
 
 
 @dataclass
@@ -95,6 +108,24 @@ class DLDTrainingArguments(LayerDropArguments, CTCTrainingArguments):
     kl_direction: str = field(
         default="forward", metadata={"help": "forward: KL(teacher, student); reverse: KL(student, teacher)."}
     )
+    teacher_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the teacher's posteriors of the training set: computed once, before the first step, "
+            "and used again by every run with the same teacher and audio. Default: the teacher runs in every step."
+        },
+    )
+    teacher_cache_top: int = field(
+        default=8,
+        metadata={"help": "Tokens of each frame that the cache keeps, at least 1; all others become one probability."},
+    )
+    teacher_cache_dtype: str = field(
+        default="float16",
+        metadata={
+            "help": "float16 or float32, of the cached log-probabilities. In float32 and with all tokens kept, "
+            "training is what it is with the teacher itself."
+        },
+    )
     batch_norm: str = field(
         default="frozen",
         metadata={
@@ -111,10 +142,16 @@ class DLDTrainingArguments(LayerDropArguments, CTCTrainingArguments):
         super().__post_init__()
         check_choice("kl_direction", self.kl_direction, KL_DIRECTIONS)
         check_choice("batch_norm", self.batch_norm, BATCH_NORM_POLICIES)
+        check_choice("teacher_cache_dtype", self.teacher_cache_dtype, CACHE_DTYPES)
         for name in ("ctc_weight", "kl_weight", "kl_weight_end"):
             weight = getattr(self, name)
             if weight is not None and weight < 0:
                 raise ValueError(f"{name} must be at least 0, since a loss is minimised; got {weight}.")
+        if self.teacher_cache_top < 1:
+            raise ValueError(
+                f"teacher_cache_top must be at least 1, since the cache keeps the most probable tokens; got "
+                f"{self.teacher_cache_top}."
+            )
         if self.kl_temperature <= 0:
             raise ValueError(
                 f"kl_temperature must be above 0, for logits are divided by it; got {self.kl_temperature}."

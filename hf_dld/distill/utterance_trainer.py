@@ -1,11 +1,17 @@
 """A Trainer for losses of utterances: a loss that does not depend on how a batch is split."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import datasets
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
+from transformers.trainer_utils import seed_worker
+
+from ..data.batching import SecondsBatchSampler
 
 
 class UtteranceTrainer(Trainer):
@@ -15,7 +21,14 @@ class UtteranceTrainer(Trainer):
     utterances of the global batch, however that batch is split over accumulation steps and processes: batch 1 with 4
     accumulation steps equals batch 4. (The stock Trainer multiplies the CTC loss by the accumulation steps.)
 
-    The losses of a step are logged by name, each averaged over the utterances that had it since the last log.
+    The losses of a step are logged by name, each averaged over the utterances that had it since the last log; and so is
+    `padding`, the fraction of the batches since then that was padded to the length of their longest utterances.
+
+    With `args.max_batch_seconds` batches are bounded by seconds, not by utterances (`data.batching`): the training set
+    then needs the column `duration_s`, which `prepare_dataset` adds.
+
+    Raises:
+        ValueError: `max_batch_seconds` with a training set that is streamed, or without that column.
     """
 
     # `get_batch_samples` counts the utterances of the whole accumulated batch, and `compute_loss` divides by that
@@ -24,8 +37,51 @@ class UtteranceTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # else the Trainer counts tokens, to divide the loss by them
+        if self.args.max_batch_seconds is not None and self.train_dataset is not None:
+            self.check_durations()
         self.term_sums: dict[str, torch.Tensor] = {}
         self.term_counts: dict[str, int] = {}
+        self.speech_since_log, self.padded_since_log = torch.tensor(0), torch.tensor(0)  # samples
+
+    def check_durations(self) -> None:
+        if isinstance(self.train_dataset, IterableDataset | datasets.IterableDataset):
+            raise ValueError(
+                "max_batch_seconds needs to know all lengths beforehand, and this training set is streamed "
+                f"({type(self.train_dataset).__name__}). Load it without streaming, or leave max_batch_seconds out."
+            )
+        columns = getattr(self.train_dataset, "column_names", None) or self.train_dataset[0].keys()
+        if "duration_s" not in columns:
+            raise ValueError(
+                f"max_batch_seconds needs the column duration_s, which prepare_dataset adds; there are: {[*columns]}."
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `transformers.Trainer`; with `args.max_batch_seconds`, batches of so many seconds."""
+        args, dataset = self.args, self.train_dataset
+        if args.max_batch_seconds is None or dataset is None:
+            return super().get_train_dataloader()
+        if isinstance(dataset, datasets.Dataset):
+            durations_s = dataset["duration_s"]
+        else:
+            durations_s = [example["duration_s"] for example in dataset]
+        batches = SecondsBatchSampler(
+            durations_s,
+            args.max_batch_seconds,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        )
+        # Accelerate deals whole batches to the processes, and some twice where that makes their numbers equal
+        return self.accelerator.prepare(loader)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -55,6 +111,7 @@ class UtteranceTrainer(Trainer):
             loss = loss * self.accelerator.num_processes / num_items_in_batch
         if model.training:
             self.record_terms(terms, num_utterances)
+            self.record_lengths(inputs["input_lengths"])
         return (loss, outputs) if return_outputs else loss
 
     def compute_utterance_terms(
@@ -72,9 +129,16 @@ class UtteranceTrainer(Trainer):
             self.term_sums[name] = self.term_sums.get(name, 0) + values.detach().sum()
             self.term_counts[name] = self.term_counts.get(name, 0) + num_utterances
 
+    def record_lengths(self, lengths: torch.Tensor) -> None:
+        self.speech_since_log = self.speech_since_log.to(lengths.device) + lengths.sum()
+        self.padded_since_log = self.padded_since_log.to(lengths.device) + len(lengths) * lengths.max()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             for name, total in self.term_sums.items():
                 logs[name] = total.item() / self.term_counts[name]
             self.term_sums, self.term_counts = {}, {}
+            if self.padded_since_log:
+                logs["padding"] = 1 - (self.speech_since_log / self.padded_since_log).item()
+            self.speech_since_log, self.padded_since_log = torch.tensor(0), torch.tensor(0)
         super().log(logs, start_time)

@@ -84,6 +84,23 @@ class DynamicDepthEncoderMixin:
         return hidden_states
 
 
+class FeatureEncoderMixin:
+    """A feature encoder that passes on what is its output already, so that passes and models can share it.
+
+    Takes the place of a stock one and adopts its layers: new ones would draw other initial weights.
+    """
+
+    def __init__(self, stock: nn.Module):
+        nn.Module.__init__(self)
+        self.conv_layers = stock.conv_layers
+        self.gradient_checkpointing = stock.gradient_checkpointing
+        self._requires_grad = stock._requires_grad
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        """Samples (batch, samples), or features (batch, channels, frames), to features."""
+        return input_values if input_values.ndim == 3 else super().forward(input_values)
+
+
 class DynamicDepthModelMixin:
     """Which layers a model runs when a call does not say: read and set on the model and any head on top of it."""
 
@@ -185,7 +202,7 @@ class DynamicDepthModelMixin:
             them (masks and positions).
         """
         model = self.base_model
-        features = model.feature_extractor(input_values).transpose(1, 2)
+        features = self.extract_features(input_values).transpose(1, 2)
         if attention_mask is not None:
             attention_mask = model._get_feature_vector_attention_mask(
                 features.shape[1], attention_mask, add_adapter=False
@@ -200,6 +217,20 @@ class DynamicDepthModelMixin:
         if self.base_model.adapter is not None:
             hidden_states = self.base_model.adapter(hidden_states)
         return self.lm_head(self.dropout(hidden_states))
+
+    def extract_features(self, input_values: torch.Tensor) -> torch.Tensor:
+        """The feature encoder's output, which the model takes in place of `input_values` (its mask stays the samples').
+
+        It does not depend on the active layers: passes at several depths, and models with equal feature encoders, need
+        it only once.
+
+        Args:
+            input_values: (batch, samples).
+
+        Returns:
+            (batch, channels, frames).
+        """
+        return self.base_model.feature_extractor(input_values)
 
     def to_static(self, active_layers: int | Sequence[int] | None = None) -> PreTrainedModel:
         """A stock model made of just the active layers, with weights of its own; its outputs are equal.

@@ -7,6 +7,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
     Wav2Vec2ConformerEncoder,
+    Wav2Vec2ConformerFeatureEncoder,
     Wav2Vec2ConformerPreTrainedModel,
     Wav2Vec2ConformerSelfAttention,
 )
@@ -16,6 +17,7 @@ from .configuration_dld import DLDWav2Vec2ConformerConfig
 from .modeling_dld import (
     DynamicDepthEncoderMixin,
     DynamicDepthModelMixin,
+    FeatureEncoderMixin,
     LayerOutput,
     ctc_head,
     stock_layers,
@@ -42,6 +44,10 @@ class DLDWav2Vec2ConformerEncoder(DynamicDepthEncoderMixin, Wav2Vec2ConformerEnc
         return self.layer_norm(hidden_states)
 
 
+class DLDWav2Vec2ConformerFeatureEncoder(FeatureEncoderMixin, Wav2Vec2ConformerFeatureEncoder):
+    """`Wav2Vec2ConformerFeatureEncoder` that takes features too."""
+
+
 class DLDWav2Vec2ConformerPreTrainedModel(DynamicDepthModelMixin, Wav2Vec2ConformerPreTrainedModel):
     config_class = DLDWav2Vec2ConformerConfig
     config: DLDWav2Vec2ConformerConfig
@@ -65,6 +71,7 @@ class DLDWav2Vec2ConformerModel(DLDWav2Vec2ConformerPreTrainedModel, Wav2Vec2Con
         with stock_layers(config, 0 if config.pruned_layers else config.num_hidden_layers):
             super().__init__(config)
         self.encoder = DLDWav2Vec2ConformerEncoder(config)
+        self.feature_extractor = DLDWav2Vec2ConformerFeatureEncoder(self.feature_extractor)
         if self.adapter is not None:
             self.adapter.layerdrop = 0.0  # skipping an adapter layer would change the number of frames
         self.batch_norm_frozen = False

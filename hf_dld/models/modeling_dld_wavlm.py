@@ -10,6 +10,7 @@ from transformers.models.wavlm.modeling_wavlm import (
     WavLMAttention,
     WavLMEncoder,
     WavLMEncoderStableLayerNorm,
+    WavLMFeatureEncoder,
     WavLMPreTrainedModel,
 )
 from transformers.utils.output_capturing import OutputRecorder
@@ -18,6 +19,7 @@ from .configuration_dld import DLDWavLMConfig
 from .modeling_dld import (
     DynamicDepthEncoderMixin,
     DynamicDepthModelMixin,
+    FeatureEncoderMixin,
     LayerOutput,
     ctc_head,
     stock_layers,
@@ -169,6 +171,10 @@ class DLDWavLMEncoderStableLayerNorm(DynamicWavLMEncoderMixin, WavLMEncoderStabl
         return self.layer_norm(hidden_states)
 
 
+class DLDWavLMFeatureEncoder(FeatureEncoderMixin, WavLMFeatureEncoder):
+    """`WavLMFeatureEncoder` that takes features too."""
+
+
 class DLDWavLMPreTrainedModel(DynamicDepthModelMixin, WavLMPreTrainedModel):
     config_class = DLDWavLMConfig
     config: DLDWavLMConfig
@@ -194,6 +200,7 @@ class DLDWavLMModel(DLDWavLMPreTrainedModel, WavLMModel):
             super().__init__(config)
         encoder_class = DLDWavLMEncoderStableLayerNorm if config.do_stable_layer_norm else DLDWavLMEncoder
         self.encoder = encoder_class(config)
+        self.feature_extractor = DLDWavLMFeatureEncoder(self.feature_extractor)
         if self.adapter is not None:
             self.adapter.layerdrop = 0.0  # skipping an adapter layer would change the number of frames
         self.post_init()

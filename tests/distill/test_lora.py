@@ -256,6 +256,11 @@ class TestBadInput:
             make_trainer(adapted("conformer-relative"), batch_norm="updated")
         make_trainer(adapted("wavlm"), batch_norm="updated")
 
+    def test_a_cache_of_the_base(self, make_trainer, tmp_path):
+        with pytest.raises(ValueError, match="which has to be a model; got teacher='base'. Leave teacher_cache_dir"):
+            make_trainer(teacher_cache_dir=str(tmp_path / "cache"))
+        assert not (tmp_path / "cache").exists()
+
     def test_the_student_itself_as_a_frozen_teacher(self, make_trainer):
         model = adapted()
         with pytest.raises(ValueError, match='share weights, and the teacher\'s are frozen: .* or teacher="base"'):

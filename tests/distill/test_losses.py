@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_dld.distill.losses import ctc_loss, frame_mask, info_nce_loss, kl_loss, l1_cosine_loss
+from hf_dld.distill.losses import (
+    ctc_loss,
+    frame_mask,
+    info_nce_loss,
+    kl_loss,
+    l1_cosine_loss,
+    truncate_posteriors,
+    truncated_kl_loss,
+)
 
 VOCAB = 5
 
@@ -243,3 +251,77 @@ def test_layer_losses_are_in_float32(name):
     torch.testing.assert_close(LAYER_LOSSES[name](predictions, targets, counts), expected)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(LAYER_LOSSES[name](predictions.float(), targets.float(), counts), expected)
+
+
+def truncated(student, teacher, lengths, top, temperature=1.0, direction="forward"):
+    log_probs, tokens = truncate_posteriors(teacher, top, temperature)
+    return truncated_kl_loss(student, log_probs, tokens, lengths, temperature, direction)
+
+
+def test_truncated_kl_by_hand():
+    teacher, student = logits_of([[[0.1, 0.7, 0.2]]]), logits_of([[[0.3, 0.5, 0.2]]])
+    forward = 0.7 * math.log(0.7 / 0.5) + 0.3 * math.log(0.3 / 0.5)
+    reverse = 0.5 * math.log(0.5 / 0.7) + 0.5 * math.log(0.5 / 0.3)
+    lengths = torch.tensor([1])
+    assert truncated(student, teacher, lengths, top=1).item() == pytest.approx(forward, rel=1e-5)
+    assert truncated(student, teacher, lengths, 1, direction="reverse").item() == pytest.approx(reverse, rel=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@given(seed=st.integers(0, 2**31), top=st.integers(1, 9), temperature=st.floats(0.3, 5.0), scale=st.floats(0.0, 20.0))
+def test_truncated_kl_is_a_lower_bound(direction, seed, top, temperature, scale):
+    """Merging events cannot make two distributions easier to tell apart; with all events kept nothing is merged."""
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(3, 4, VOCAB, generator=generator) * scale for _ in range(2))
+    lengths = torch.tensor([4, 2, 1])
+    exact = kl_loss(student, teacher, lengths, temperature, direction)
+    bound = truncated(student, teacher, lengths, top, temperature, direction)
+    assert (bound >= -1e-5 * temperature**2).all()
+    if top >= VOCAB:
+        torch.testing.assert_close(bound, exact, rtol=1e-4, atol=1e-5 * temperature**2)
+    else:
+        assert (bound <= exact * (1 + 1e-4) + 1e-5 * temperature**2).all()
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("top", [1, VOCAB - 1, VOCAB])
+def test_truncated_kl_of_certain_models_has_finite_gradients(direction, top):
+    """The rest's probability is 1e-40 there, which 1 - sum would round to 0."""
+    certain = torch.tensor([100.0, 0.0, 0.0, 0.0, 0.0])
+    student = torch.stack([certain, certain.flip(0)])[None].requires_grad_()
+    teacher = torch.stack([certain, certain])[None]
+    loss = truncated(student, teacher, torch.tensor([2]), top, direction=direction)
+    torch.testing.assert_close(
+        loss, kl_loss(student, teacher, torch.tensor([2]), direction=direction), rtol=0.05, atol=0
+    )
+    loss.sum().backward()
+    assert torch.isfinite(student.grad).all() and student.grad[0, 1].any()
+
+
+def test_truncated_kl_leaves_padding_out_and_does_not_teach_the_teacher():
+    student, teacher = (torch.randn(2, 6, VOCAB, requires_grad=True) for _ in range(2))
+    lengths = torch.tensor([6, 3])
+    log_probs, tokens = truncate_posteriors(teacher, 2)
+    loss = truncated_kl_loss(student, log_probs, tokens, lengths)
+    alone = truncated_kl_loss(student[1:, :3], log_probs[1:, :3], tokens[1:, :3], lengths[1:])
+    torch.testing.assert_close(loss[1:], alone)
+    loss.sum().backward()
+    assert teacher.grad is None and not student.grad[1, 3:].any() and student.grad[1, :3].any()
+
+
+def test_truncated_posteriors_sum_to_one():
+    logits = torch.randn(2, 3, VOCAB) * 5
+    for top in (1, 3, VOCAB, 99):
+        log_probs, tokens = truncate_posteriors(logits, top)
+        assert log_probs.shape[-1] == min(top + 1, VOCAB) and tokens.shape[-1] == min(top, VOCAB)
+        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(2, 3))
+
+
+def test_rounded_posteriors_are_normalised():
+    student, teacher = torch.randn(2, 1, 4, VOCAB, generator=torch.Generator().manual_seed(0))
+    log_probs, tokens = truncate_posteriors(teacher, 3)
+    lengths = torch.tensor([4])
+    rounded = truncated_kl_loss(student, log_probs.half(), tokens.to(torch.int16), lengths)
+    torch.testing.assert_close(rounded, truncated_kl_loss(student, log_probs, tokens, lengths), rtol=2e-3, atol=1e-4)
+    too_much = log_probs.half() + 0.01
+    assert truncated_kl_loss(teacher, too_much, tokens, lengths).item() == pytest.approx(0, abs=1e-5)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import NUM_LAYERS, VOCAB_SIZE, make_dynamic, make_stock
 from huggingface_hub import ModelCard
+from peft import get_peft_model
 from transformers import TrainerCallback
 
-from hf_dld import CTCTrainer, CTCTrainingArguments, DataCollatorCTC, DLDTrainer, DLDTrainingArguments
+from hf_dld import CTCTrainer, CTCTrainingArguments, DataCollatorCTC, DLDTrainer, DLDTrainingArguments, lora_config
 from hf_dld.data import build_character_processor
 from hf_dld.deploy import write_model_card
 from hf_dld.distill.losses import ctc_loss, kl_loss
@@ -43,7 +44,8 @@ def dataset():
     for index in range(12):
         samples = generator.standard_normal(4000 + 300 * index).astype(np.float32)
         labels = [] if index == 5 else generator.integers(3, VOCAB_SIZE, 3).tolist()
-        examples.append({"audio": samples, "labels": labels, "input_length": len(samples)})
+        lengths = {"input_length": len(samples), "duration_s": len(samples) / 16_000}
+        examples.append({"audio": samples, "labels": labels, **lengths})
     return examples
 
 
@@ -158,8 +160,8 @@ def test_conformer_accumulation_is_exact_without_padding(tmp_path, processor, da
     assert_same(*states, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("stop", [1, 3])
-def test_a_resumed_run_ends_with_equal_weights(tmp_path, processor, dataset, stop):
+@pytest.mark.parametrize(("stop", "batches"), [(1, {}), (3, {}), (4, {"max_batch_seconds": 1.6})])
+def test_a_resumed_run_ends_with_equal_weights(tmp_path, processor, dataset, stop, batches):
     """With dropout and SpecAugment on, in shuffled batches: five steps are nearly two epochs."""
     noisy = {"hidden_dropout": 0.1, "mask_time_prob": 0.2, "mask_time_length": 2, "layerdrop": 0.0}
 
@@ -171,7 +173,15 @@ def test_a_resumed_run_ends_with_equal_weights(tmp_path, processor, dataset, sto
         model = make_dynamic("wavlm-stable", **{**NO_DROPOUT, **noisy})
         teacher = make_stock("wavlm-stable", **noisy)
         trainer = make_trainer(
-            tmp_path / folder, processor, dataset, model=model, teacher=teacher, max_steps=5, save_steps=1, **kwargs
+            tmp_path / folder,
+            processor,
+            dataset,
+            model=model,
+            teacher=teacher,
+            max_steps=5,
+            save_steps=1,
+            **batches,
+            **kwargs,
         )
         if stop_at:
             trainer.add_callback(Stop())
@@ -221,7 +231,25 @@ def test_the_draw_is_the_logged_one(tmp_path, processor, dataset):
     drawn = [len(sample_layers(NUM_LAYERS, "uniform", seed=3, step=step)[0]) for step in range(6)]
     assert logged == drawn
     for log in trainer.state.log_history[:6]:
+        assert 0 < log["padding"] < 0.4
         assert log["loss"] == pytest.approx(log["ctc_loss"] + log["kl_loss"], rel=1e-4)
+
+
+def test_batches_of_seconds(tmp_path, processor, dataset):
+    """Each epoch sees every utterance once, in other batches, all within the limit; and the loss is per utterance."""
+    trainer = make_trainer(tmp_path, processor, dataset, max_batch_seconds=1.0, max_steps=20, logging_steps=5)
+    loader, batches = trainer.get_train_dataloader(), []
+    assert len(loader) == len(trainer.get_train_dataloader())
+    for epoch in (0, 1, 1.5):
+        trainer.state.epoch = epoch
+        batches.append([batch["input_values"].shape + tuple(batch["input_lengths"].tolist()) for batch in loader])
+        assert sum(shape[0] for shape in batches[-1]) == 12
+        assert all(shape[0] * shape[1] <= 16_000 for shape in batches[-1])
+    assert batches[0] != batches[1] == batches[2]
+    trainer.state.epoch = None
+    trainer.train()
+    assert trainer.state.global_step == 20
+    assert all(0 <= log["padding"] < 0.2 for log in trainer.state.log_history if "padding" in log)
 
 
 def test_plain_layer_dropping_needs_no_teacher(tmp_path, processor, dataset):
@@ -293,6 +321,54 @@ def test_batch_norm_policies(tmp_path, processor, dataset, policy):
     moved = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])}
     assert any(name.endswith("running_mean") for name in moved) == (policy == "updated")
     assert any(name.endswith("batch_norm.weight") for name in moved)
+
+
+@pytest.mark.parametrize("variant", ["wavlm", "conformer-relative"])
+def test_a_frozen_feature_encoder_runs_once_a_step(tmp_path, processor, dataset, variant):
+    """And gives exactly what it gives the teacher and each pass of the student on their own."""
+    states, runs = [], []
+    for shared in (False, True):
+        masked = {**NO_DROPOUT, "feat_proj_dropout": 0.1, "mask_time_prob": 0.2, "mask_time_length": 2}
+        student, teacher = (make_dynamic(variant, **masked) for _ in range(2))
+        student.freeze_feature_encoder()
+        trainer = make_trainer(
+            tmp_path, processor, dataset, model=student, teacher=teacher, depth_sampling="sandwich", max_steps=2
+        )
+        if not shared:
+            trainer.share_features = lambda model_inputs: model_inputs
+        calls = []
+        for model in (student, teacher):
+            model.base_model.feature_extractor.conv_layers[0].register_forward_hook(lambda *_, c=calls: c.append(1))
+        trainer.train()
+        states.append(weights(trainer))
+        runs.append(len(calls))
+    assert_same(*states)
+    assert runs[1] == 2 < runs[0]
+
+
+def test_adapters_share_the_feature_encoder_with_the_weights_under_them(tmp_path, processor, dataset):
+    student = make_dynamic("wavlm-stable", **NO_DROPOUT)
+    calls = []
+    student.wavlm.feature_extractor.conv_layers[0].register_forward_hook(lambda *_: calls.append(1))
+    adapted = get_peft_model(student, lora_config(student, r=2))
+    make_trainer(tmp_path, processor, dataset, model=adapted, teacher="base", max_steps=2).train()
+    assert len(calls) == 2
+
+
+def test_feature_encoders_that_differ_are_not_shared(tmp_path, processor, dataset):
+    batch = {"input_values": torch.zeros(1, 4000)}
+    for what in ("trained", "another", "stock", "settings"):
+        student = make_dynamic("wavlm-stable", **NO_DROPOUT)
+        if what != "trained":
+            student.freeze_feature_encoder()
+        teacher = (make_stock if what == "stock" else make_dynamic)("wavlm-stable", **NO_DROPOUT)
+        if what == "another":
+            with torch.no_grad():
+                teacher.wavlm.feature_extractor.conv_layers[2].conv.weight[0, 0, 0] += 1e-6
+        if what == "settings":
+            teacher.config.feat_extract_activation = "relu"
+        trainer = make_trainer(tmp_path, processor, dataset, model=student, teacher=teacher)
+        assert trainer.share_features(batch) is batch, what
 
 
 def test_activation_checkpointing_trains_the_same(tmp_path, processor, dataset):
@@ -392,6 +468,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match='teacher must be a model, "self", "base" or None; got \'you\''):
             make_trainer(tmp_path, processor, dataset, teacher="you")
 
+    def test_batches_of_unknown_seconds(self, tmp_path, processor, dataset):
+        lengthless = [{"audio": example["audio"], "labels": example["labels"]} for example in dataset]
+        with pytest.raises(ValueError, match="needs the column duration_s.*there are: .'audio', 'labels'"):
+            make_trainer(tmp_path, processor, lengthless, max_batch_seconds=1.0)
+        streamed = datasets.IterableDataset.from_generator(lambda: iter(dataset))
+        options = {"output_dir": str(tmp_path), "use_cpu": True, "max_steps": 1, "max_batch_seconds": 1.0}
+        with pytest.raises(ValueError, match="needs to know all lengths beforehand.*streamed .IterableDataset"):
+            CTCTrainer(make_dynamic("wavlm"), CTCTrainingArguments(**options), train_dataset=streamed)
+
     @pytest.mark.parametrize("depth", [0, -1, 13])
     def test_impossible_depth(self, tmp_path, processor, dataset, depth):
         with pytest.raises(ValueError, match=f"num_active_layers must be an integer from 1 to 4.*; got {depth}"):
@@ -405,6 +490,7 @@ class TestBadInput:
             ({"batch_norm": "none"}, "batch_norm must be one of .*; got 'none'"),
             ({"layerdrop": 1.0}, "layerdrop must be at least 0 and below 1.*; got 1.0"),
             ({"kl_weight": -1.0}, "kl_weight must be at least 0.*; got -1.0"),
+            ({"max_batch_seconds": 0.0}, "max_batch_seconds must be above 0.*; got 0.0"),
             ({"kl_temperature": 0.0}, "kl_temperature must be above 0.*; got 0.0"),
         ],
     )

@@ -5,6 +5,7 @@ import json
 import logging
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,11 +87,13 @@ def run(tmp_path, monkeypatch, corpus):
     return call
 
 
-@pytest.mark.parametrize(
-    "model_config", [MODEL, {**MODEL, "model_type": "wav2vec2-conformer", "conv_depthwise_kernel_size": 5}]
-)
-def test_end_to_end_and_again(run, corpus, model_config, capsys):
-    output = run(model_config=model_config)
+@pytest.mark.parametrize("cached", [False, True])
+def test_end_to_end_and_again(run, corpus, tmp_path, cached, capsys):
+    settings: dict[str, Any] = {"model_config": MODEL}
+    if cached:
+        conformer = {**MODEL, "model_type": "wav2vec2-conformer", "conv_depthwise_kernel_size": 5}
+        settings = {"model_config": conformer, "teacher_cache_dir": str(tmp_path / "posteriors")}
+    output = run(**settings)
     printed = capsys.readouterr().out
     assert "| active layers | parameters | teacher, cut: WER | teacher, cut: CER | dynamic student: WER" in printed
     assert "reference:" in printed and " 1 layers:" in printed and " 3 layers:" in printed
@@ -102,7 +105,8 @@ def test_end_to_end_and_again(run, corpus, model_config, capsys):
     assert isinstance(recognise(str(corpus / "test" / "0.flac"))["text"], str)
 
     weights = (output / "model.safetensors").read_bytes()
-    run(model_config=model_config)  # the same command again: nothing is trained, the same comes out
+    run(**settings)  # the same command again: nothing is trained, the same comes out
+    assert len(list(tmp_path.glob("posteriors/*/*.safetensors"))) == cached
     assert (output / "model.safetensors").read_bytes() == weights
     again = json.loads((output / "depth_report.json").read_text())
     assert [row["wer"] for row in again["rows"]] == [row["wer"] for row in report["rows"]]

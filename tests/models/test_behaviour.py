@@ -358,3 +358,13 @@ def test_vocabulary_size_is_needed():
     with pytest.raises(ValueError, match="A CTC model needs config.vocab_size"):
         make_dynamic("conformer-relative", vocab_size=None)
     assert make_dynamic("conformer-relative").lm_head.out_features == VOCAB_SIZE
+
+
+def test_features_in_place_of_samples(variant, batch):
+    model = make_dynamic(variant)
+    features = model.extract_features(batch["input_values"])
+    assert features.shape[:2] == (2, 8)
+    for layers in ([0], [1, 3]):
+        expected = model(**batch, active_layers=layers).logits
+        given = model(**batch | {"input_values": features}, active_layers=layers).logits
+        assert torch.equal(given, expected)
