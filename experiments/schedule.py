@@ -30,8 +30,7 @@ from transformers import AutoConfig, AutoModelForCTC, AutoProcessor
 import hf_dld
 from hf_dld.data import decode_labels
 from hf_dld.distill.checkpoints import save_whole
-from hf_dld.evaluation import count_errors, run_layer_sets
-from hf_dld.evaluation.depth_report import length_sorted_batches
+from hf_dld.evaluation import count_errors, length_sorted_batches, run_layer_sets
 from hf_dld.models import DYNAMIC_CLASSES
 from hf_dld.models.depth import select_layers
 
