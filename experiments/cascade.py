@@ -1,7 +1,9 @@
 """Does it pay to go deeper only where few layers are unsure? Against fixed depths of the same average cost.
 
-    python experiments/schedule.py --dataset outputs/babble_digits --output outputs/schedule    (trains the models)
-    python experiments/cascade.py --dataset outputs/babble_digits --models outputs/schedule
+    python experiments/cascade.py --dataset outputs/babble_digits \\
+        --models outputs/schedule_teacher/teacher outputs/schedule/bernoulli
+
+(the models of experiments/schedule.py, each at the layers that its own `layer_selection` gives.)
 
 Each utterance is transcribed with few layers; where the confidence (mean or lowest log posterior of the best path's
 frames) is below a threshold, it is transcribed again with more. The second pass starts from the layers that both sets
@@ -21,7 +23,9 @@ import numpy as np
 import torch
 from schedule import difference, environment, load_splits, transcribe
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCTC, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
+
+from hf_dld.models import DYNAMIC_CLASSES
 
 RESULTS = Path(__file__).parent / "results" / "cascade.json"
 RATES = np.linspace(0.05, 0.95, 19)  # shares of the validation utterances that go deeper
@@ -90,7 +94,7 @@ def compare(validation: dict, test: dict, words: np.ndarray, costs, resamples: i
 def markdown(models: dict) -> str:
     lines = []
     for name, rows in models.items():
-        lines += [f"Trained with `{name}`:", "", "| budget, GMAC | fixed depth: layers | GMAC | WER | "]
+        lines += [f"`{name}`:", "", "| budget, GMAC | fixed depth: layers | GMAC | WER | "]
         lines[-1] += "cascade: layers | goes deeper | GMAC | WER | against fixed |"
         lines.append("| ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
         for row in rows:
@@ -115,24 +119,23 @@ def markdown(models: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--models", type=Path, required=True, help="the --output of schedule.py")
-    parser.add_argument("--samplings", nargs="+", default=["bernoulli", "selection", "uniform"])
+    parser.add_argument("--models", type=Path, nargs="+", required=True)
     parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
     args = parser.parse_args()
 
     models = {}
-    for sampling in args.samplings:
-        folder = args.models / sampling
-        model, processor = AutoModelForCTC.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    for folder in args.models:
+        processor, model_type = AutoProcessor.from_pretrained(folder), AutoConfig.from_pretrained(folder).model_type
+        model = DYNAMIC_CLASSES[model_type].from_pretrained(folder).eval()
         splits = load_splits(folder, args.dataset, ("validation", "test"))
         counts = range(1, model.config.num_hidden_layers + 1)
         sets = [model.config.resolve_active_layers(num_active_layers=count) for count in counts]
         _, validation = transcribe(model, splits["validation"], processor, sets)
         words, test = transcribe(model, splits["test"], processor, sets)
         costs = costs_gmac(model, int(np.mean(splits["test"]["input_length"])))
-        models[sampling] = compare(validation, test, words, costs, args.resamples)
+        models[folder.name] = compare(validation, test, words, costs, args.resamples)
         content = {
-            "arguments": {name: str(value) for name, value in vars(args).items()},
+            "arguments": {"dataset": args.dataset, "models": [str(folder) for folder in args.models]},
             **environment(),
             "models": models,
         }
