@@ -20,27 +20,22 @@ import os.path
 from pathlib import Path
 
 import numpy as np
-import torch
 from schedule import difference, environment, load_splits, transcribe
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoProcessor
 
+from hf_dld.evaluation.cost import count_gmac_per_s
 from hf_dld.models import DYNAMIC_CLASSES
 
 RESULTS = Path(__file__).parent / "results" / "cascade.json"
 RATES = np.linspace(0.05, 0.95, 19)  # shares of the validation utterances that go deeper
 
 
-def costs_gmac(model, samples: int) -> tuple[float, float, float]:
+def costs_gmac(model, processor, samples: int) -> tuple[float, float, float]:
     """GMAC of everything but the layers, of one layer, and of the CTC head, for one utterance of so many samples."""
-    gmac = []
-    for layers in ([0], [0, 1]):
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            model(torch.zeros(1, samples), active_layers=layers)
-        gmac.append(counter.get_total_flops() / 2e9)
-    layer = gmac[1] - gmac[0]
+    rate_hz = processor.feature_extractor.sampling_rate
+    one, two = (samples / rate_hz * rate for rate in count_gmac_per_s(model, [1, 2], samples / rate_hz, rate_hz))
     head = int(model._get_feat_extract_output_lengths(samples)) * model.lm_head.weight.numel() / 1e9
-    return gmac[0] - layer, layer, head
+    return 2 * one - two, two - one, head
 
 
 def cascade(results: dict, shallow: tuple, deep: tuple, confidence: str, threshold: float, costs) -> tuple:
@@ -128,11 +123,11 @@ def main() -> None:
         processor, model_type = AutoProcessor.from_pretrained(folder), AutoConfig.from_pretrained(folder).model_type
         model = DYNAMIC_CLASSES[model_type].from_pretrained(folder).eval()
         splits = load_splits(folder, args.dataset, ("validation", "test"))
+        costs = costs_gmac(model, processor, int(np.mean(splits["test"]["input_length"])))
         counts = range(1, model.config.num_hidden_layers + 1)
         sets = [model.config.resolve_active_layers(num_active_layers=count) for count in counts]
         _, validation = transcribe(model, splits["validation"], processor, sets)
         words, test = transcribe(model, splits["test"], processor, sets)
-        costs = costs_gmac(model, int(np.mean(splits["test"]["input_length"])))
         models[folder.name] = compare(validation, test, words, costs, args.resamples)
         content = {
             "arguments": {"dataset": args.dataset, "models": [str(folder) for folder in args.models]},
