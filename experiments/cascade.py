@@ -20,7 +20,7 @@ import os.path
 from pathlib import Path
 
 import numpy as np
-from schedule import difference, environment, load_splits, transcribe
+from schedule import difference, environment, load_splits, percent, transcribe
 from transformers import AutoConfig, AutoProcessor
 
 from hf_dld.evaluation.cost import count_gmac_per_s
@@ -89,14 +89,14 @@ def compare(validation: dict, test: dict, words: np.ndarray, costs, resamples: i
 def markdown(models: dict) -> str:
     lines = []
     for name, rows in models.items():
-        lines += [f"`{name}`:", "", "| budget, GMAC | fixed depth: layers | GMAC | WER | "]
-        lines[-1] += "cascade: layers | goes deeper | GMAC | WER | against fixed |"
-        lines.append("| ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
+        lines += [
+            f"`{name}`:",
+            "",
+            "| fixed: layers | GMAC | WER | cascade | goes deeper | GMAC | WER | against fixed |",
+        ]
+        lines.append("| ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
         for row in rows:
-            change = row["against_fixed"]
-            interval = " ({:+.0f} to {:+.0f})".format(100 * change["low"], 100 * change["high"])
             cells = [
-                f"{row['budget_gmac']:.3f}",
                 str(row["fixed"]),
                 f"{row['fixed_gmac']:.3f}",
                 f"{100 * row['fixed_wer']:.1f}",
@@ -104,7 +104,7 @@ def markdown(models: dict) -> str:
                 f"{100 * row['went_deeper']:.0f} %",
                 f"{row['cascade_gmac']:.3f}",
                 f"{100 * row['cascade_wer']:.1f}",
-                f"{100 * change['relative']:+.0f}" + interval,
+                percent(row["against_fixed"]),
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")

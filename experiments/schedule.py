@@ -151,37 +151,32 @@ def measure(sampling: str, splits: dict, processor, args: argparse.Namespace) ->
 
 
 def markdown(models: dict) -> str:
-    """For each model a table: WER in percent, and relative differences in percent with their intervals."""
+    """A table for each model and objective: WER and relative differences in percent, these with their intervals."""
     lines = []
     for sampling, result in models.items():
-        objectives = list(result["searches"])
         name = "The static teacher, merely cut" if sampling == "none" else f"Trained with `{sampling}`"
-        lines += [f"{name} ({100 * result['full_depth']:.1f} % at full depth):", ""]
-        header = ["layers", "even", "random (range)"]
-        for objective in objectives:
-            header += [f"{objective}: layers", "WER", "against even", "against random"]
-        lines += [
-            "| " + " | ".join(header) + " |",
-            "| ---: | ---: | ---: |" + " --- | ---: | ---: | ---: |" * len(objectives),
-        ]
-        for row in result["rows"]:
-            low, high = row["random_range"]
-            cells = [
-                str(row["count"]),
-                f"{100 * row['even']:.1f}",
-                f"{100 * row['random']:.1f} ({100 * low:.1f} to {100 * high:.1f})",
-            ]
-            for objective in objectives:
-                found = row[objective]
-                cells += [" ".join(map(str, found["layers"])), f"{100 * found['wer']:.1f}"]
-                for against in ("against_even", "against_random"):
-                    change = found[against]
-                    cells.append(
-                        f"{100 * change['relative']:+.0f} ({100 * change['low']:+.0f} to {100 * change['high']:+.0f})"
-                    )
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+        for objective in result["searches"]:
+            lines += [f"{name}, searched by `{objective}` ({100 * result['full_depth']:.1f} % at full depth):", ""]
+            lines.append("| layers | found | WER | even | against even | random (range) | against random |")
+            lines.append("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
+            for row in result["rows"]:
+                found, (low, high) = row[objective], row["random_range"]
+                cells = [
+                    str(row["count"]),
+                    " ".join(map(str, found["layers"])),
+                    f"{100 * found['wer']:.1f}",
+                    f"{100 * row['even']:.1f}",
+                    percent(found["against_even"]),
+                    f"{100 * row['random']:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+                    percent(found["against_random"]),
+                ]
+                lines.append("| " + " | ".join(cells) + " |")
+            lines.append("")
     return "\n".join(lines)
+
+
+def percent(change: dict) -> str:
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * change[name] for name in ("relative", "low", "high")))
 
 
 def load_splits(folder: Path, dataset: str, names: Iterable[str]) -> dict:
