@@ -26,6 +26,7 @@ UPLOADED = {
     "configuration_dld.py",
     "depth.py",
     "depth_report.json",
+    "loading.py",
     "model.safetensors",
     "modeling_dld.py",
     "modeling_dld_wavlm.py",

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCTC, pipeline
 
 from hf_dld import build_character_processor, lora_config
-from hf_dld.evaluation.depth_report import count_parameters
+from hf_dld.evaluation.cost import count_parameters
 
 ALL = tuple(range(NUM_LAYERS))
 TASK = "automatic-speech-recognition"
@@ -84,7 +84,7 @@ def test_depth_through_the_wrapper(variant, batch):
         model(**batch, num_active_layers=5)
     adapters = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
     plain = count_parameters(make_dynamic(variant), (0, 3))
-    assert count_parameters(model, (0, 3)) == plain + adapters // 2
+    assert count_parameters(model.get_base_model(), (0, 3)) == plain + adapters // 2
 
 
 def test_saved_adapters_load_again(saved, batch):
