@@ -268,15 +268,21 @@ samples, sampling_rate_hz = soundfile.read("audio.flac", dtype="float32")
 print(asr(samples)["text"])
 ```
 
-As a stock model of {depth} layers, which then needs neither hf_dld nor this repository's code:
+As a stock model of {depth} layers, a {dynamic_class.stock_class.__name__} which then needs neither hf_dld nor this
+repository's code:
 
 ```python
 import hf_dld
-from transformers import AutoProcessor
 
-model = hf_dld.{dynamic_class.__name__}.from_pretrained("{name}")
-model.to_static({depth}).save_pretrained("static")  # a {dynamic_class.stock_class.__name__}
-AutoProcessor.from_pretrained("{name}").save_pretrained("static")
+hf_dld.export_static("{name}", "static", {depth})
+```
+
+As an ONNX file of {depth} layers, for onnxruntime alone (the export needs `pip install "hf_dld[onnx]"`):
+
+```python
+import hf_dld
+
+hf_dld.export_onnx("{name}", "onnx", {depth})
 ```"""
 
 

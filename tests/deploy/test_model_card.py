@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import product
 
 import numpy as np
@@ -90,7 +92,12 @@ Without hf_dld, by the code that this repository carries; here the samples have 
 
 {SNIPPET}
 
-As a stock model of \d layers, which then needs neither hf_dld nor this repository's code:
+As a stock model of \d layers, a (?:WavLM|Wav2Vec2Conformer)ForCTC which then needs neither hf_dld nor this
+repository's code:
+
+{SNIPPET}
+
+As an ONNX file of \d layers, for onnxruntime alone \(the export needs `pip install "hf_dld\[onnx\]"`\):
 
 {SNIPPET}
 
@@ -290,13 +297,18 @@ def test_snippets(tmp_path, monkeypatch):
     for variant in ("wavlm-stable", "conformer-relative"):
         folder = save(tmp_path / "me" / variant, variant, schedule=True)
         snippets = re.findall(r"```python\n(.*?)```", str(make_model_card(folder, f"me/{variant}")), re.DOTALL)
-        with_package, without_package, static = snippets
+        with_package, without_package, static, onnx = snippets
         names = {}
         exec(compile(with_package, "card", "exec"), names)
         assert names["asr"].model.config.depth_schedule == SCHEDULE
         exec(compile(static, "card", "exec"), names)
         config = json.loads((tmp_path / "static" / "config.json").read_text())
         assert config["num_hidden_layers"] == 2 and not config["model_type"].startswith("dld")
+        shutil.rmtree(tmp_path / "static")
+        if find_spec("onnxruntime") is not None:
+            exec(compile(onnx, "card", "exec"), names)
+            assert (tmp_path / "onnx" / "model.onnx").exists()
+            shutil.rmtree(tmp_path / "onnx")
         code += f"{without_package}\nassert asr.model.active_layers == (0, 3)\n"
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
