@@ -245,7 +245,12 @@ def num_encoder_frames(model: PreTrainedModel, input_lengths: Any) -> torch.Tens
 
 
 def check_student(student: PreTrainedModel) -> None:
-    """Raise `ValueError` unless the model is a speech encoder whose input frames can be masked."""
+    """Raise `ValueError` unless the model is a whole speech encoder whose input frames can be masked."""
+    if getattr(student.config, "pruned_layers", None):
+        raise ValueError(
+            f"Every layer of the student learns, and {student.config.pruned_layers} were pruned when it was loaded: "
+            "load it without prune_inactive_layers."
+        )
     encoder_layers(student)
     encoder = student.base_model
     if "mask_time_indices" not in inspect.signature(encoder.forward).parameters:
@@ -261,8 +266,9 @@ def check_student(student: PreTrainedModel) -> None:
 def check_colld_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
     """Raise `ValueError` unless the teacher is another speech encoder than the student, and runs all its layers."""
     total = len(encoder_layers(teacher))
-    if teacher.base_model is student.base_model:
-        raise ValueError("Teacher and student are the same model, which cannot be frozen and trained: load it twice.")
+    ours = set(student.parameters())
+    if any(parameter in ours for parameter in teacher.parameters()):
+        raise ValueError("Teacher and student share weights, and the teacher's are frozen: load the teacher apart.")
     if isinstance(teacher, DynamicDepthModelMixin) and teacher.num_active_layers != total:
         raise ValueError(
             f"The teacher skips layers that the student should copy: {teacher.num_active_layers} of {total} run. Call "

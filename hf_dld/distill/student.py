@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoFeatureExtractor, AutoModel, FeatureExtractionMixin, PreTrainedModel
 
-from ..models.depth import select_layers
+from ..models.depth import check_active_layers, select_layers
 from ..models.modeling_dld import DynamicDepthModelMixin, renumber_layers
 from .checkpoints import save_whole
 from .layer_features import encoder_layers
@@ -80,12 +80,7 @@ def choose_layers(num_hidden_layers: int | None, layers: Sequence[int] | None, t
                 f"got {num_hidden_layers!r}."
             )
         return select_layers(num_hidden_layers, total)
-    chosen = tuple(layers)
-    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= total:
-        raise ValueError(
-            f"layers must be strictly ascending indices from 0 to {total - 1}, because the teacher has {total} layers; "
-            f"got {layers!r}."
-        )
+    chosen = check_active_layers(layers, total, "layers")
     if num_hidden_layers not in (None, len(chosen)):
         raise ValueError(f"layers names {len(chosen)} layers, but num_hidden_layers is {num_hidden_layers}.")
     return chosen

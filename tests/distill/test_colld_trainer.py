@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, TrainerCallback, Wav2Vec2FeatureExtractor
 
-from hf_dld import CoLLDTrainer, CoLLDTrainingArguments, DataCollatorCoLLD, make_student
+from hf_dld import CoLLDTrainer, CoLLDTrainingArguments, DataCollatorCoLLD, DLDWavLMModel, make_student
 from hf_dld.distill.colld_trainer import num_encoder_frames, split_inputs
 from hf_dld.distill.layer_features import collect_features
 from hf_dld.distill.losses import info_nce_loss
@@ -332,8 +332,15 @@ class TestBadInput:
 
     def test_teacher_is_student(self, tmp_path, dataset):
         model = make_encoder("wavlm")
-        with pytest.raises(ValueError, match="the same model, which cannot be frozen and trained: load it twice"):
+        with pytest.raises(ValueError, match="share weights, and the teacher's are frozen: load the teacher apart"):
             make_trainer(tmp_path, dataset, model, model)
+
+    def test_a_pruned_student(self, tmp_path, dataset):
+        make_encoder("dld_wavlm").save_pretrained(tmp_path / "whole")
+        options = {"num_active_layers": 2, "prune_inactive_layers": True}
+        student = DLDWavLMModel.from_pretrained(tmp_path / "whole", **options)
+        with pytest.raises(ValueError, match=r"Every layer of the student learns, and .1, 2. were pruned"):
+            make_trainer(tmp_path, dataset, "wavlm", student)
 
     def test_a_dynamic_teacher_that_skips_layers(self, tmp_path, dataset):
         teacher = make_encoder("dld_wavlm")
