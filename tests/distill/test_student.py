@@ -83,7 +83,7 @@ def test_a_student_can_always_be_masked(kind):
         ({}, "num_hidden_layers must be from 1 to 4, because the teacher has 4 layers; got None"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be from 1 to 4.*; got 0"),
         ({"num_hidden_layers": 5}, "num_hidden_layers must be from 1 to 4.*; got 5"),
-        ({"layers": [2, 1]}, "layers must be strictly ascending indices from 0 to 3.*; got .2, 1."),
+        ({"layers": [2, 1]}, "layers must be strictly ascending layer indices from 0 to 3.*; got .2, 1."),
         ({"layers": [1, 1]}, "layers must be strictly ascending"),
         ({"layers": [0, 4]}, "layers must be strictly ascending"),
         ({"layers": []}, "layers must be strictly ascending"),
