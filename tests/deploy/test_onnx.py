@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,6 +229,29 @@ def test_without_the_extra(tmp_path, processor, monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "hf_dld\[onnx\]"'):
         main(["export-onnx", "anywhere", "--output", str(tmp_path / "out")])
     assert not list(tmp_path.iterdir())
+
+
+ALONE = """
+import sys
+for name in ("hf_dld", "torch", "transformers"):
+    sys.modules[name] = None  # as good as not installed: importing it fails
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession("exported/model.onnx")
+numpy.save("logits.npy", session.run(["logits"], dict(numpy.load("inputs.npz")))[0])
+"""
+
+
+@needs_extra
+def test_a_fresh_process_with_onnxruntime_alone(exported, tmp_path):
+    model, export = exported("wavlm-stable")
+    input_values, attention_mask = onnx_export.noise(3, 5_001, True)
+    np.savez(tmp_path / "inputs.npz", input_values=input_values.numpy(), attention_mask=attention_mask.numpy())
+    (tmp_path / "exported").symlink_to(Path(export.file).parent)
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = model(input_values, attention_mask=attention_mask, active_layers=LAYERS).logits
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-4)
 
 
 def test_importing_the_package_needs_no_extra():
