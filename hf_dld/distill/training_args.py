@@ -40,9 +40,6 @@ class SpeechTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.max_batch_seconds is not None and not self.max_batch_seconds > 0:
             raise ValueError(f"max_batch_seconds must be above 0 (seconds); got {self.max_batch_seconds}.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             # each process collates its own share of a stream: joined batches would have to be padded alike
             self.accelerator_config.dispatch_batches = False
