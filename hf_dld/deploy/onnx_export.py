@@ -18,10 +18,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..data import load_processor
 from ..distill.checkpoints import whole_folder
 from ..models import DLDWav2Vec2ConformerForCTC
-from .static import check_free, load_dynamic
+from .static import check_free, load_for_export
 
 MODEL_FILE = "model.onnx"
 TOLERANCE = 1e-3
@@ -91,20 +90,8 @@ def export_onnx(
     check_extra()
     output_dir = Path(output_dir)
     check_free(output_dir)
-    if isinstance(checkpoint, PreTrainedModel):
-        model = checkpoint
-        if not hasattr(model, "to_static"):
-            raise ValueError(
-                f"Only a dynamic model can be exported, and {type(model).__name__} is not one. Load the checkpoint "
-                "with hf_dld.DLDWavLMForCTC or hf_dld.DLDWav2Vec2ConformerForCTC; stock ones load there too."
-            )
-        if processor is None:
-            raise ValueError("A model in memory has no processor, and an exported one needs it: give processor=.")
-    else:
-        processor = processor or load_processor(checkpoint)
-        model = load_dynamic(checkpoint)
-    by_count = active_layers is None or isinstance(active_layers, int | str)
-    layers = model.config.resolve_active_layers(*((None, active_layers) if by_count else (active_layers, None)))
+    model, processor = load_for_export(checkpoint, processor)
+    layers = model.config.resolve_depth(active_layers)
 
     try:
         with whole_folder(output_dir) as beside:

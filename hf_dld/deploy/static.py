@@ -64,17 +64,8 @@ def export_static(
     """
     output_dir = Path(output_dir)
     check_free(output_dir)
-    if isinstance(checkpoint, PreTrainedModel):
-        model = checkpoint
-        if not hasattr(model, "to_static"):
-            raise ValueError(f"Only a dynamic model has depths to export, and {type(model).__name__} is not one.")
-        if processor is None:
-            raise ValueError("A model in memory has no processor, and an exported one needs it: give processor=.")
-    else:
-        processor = processor or load_processor(checkpoint)
-        model = load_dynamic(checkpoint)
-    by_count = active_layers is None or isinstance(active_layers, int | str)
-    layers = model.config.resolve_active_layers(*((None, active_layers) if by_count else (active_layers, None)))
+    model, processor = load_for_export(checkpoint, processor)
+    layers = model.config.resolve_depth(active_layers)
     if batch_norm_batches is not None:
         model = copy.deepcopy(model)
         model.set_active_layers(layers)
@@ -92,6 +83,23 @@ def export_static(
             raise
         raise OSError(f"Could not export to {output_dir}: {error}. Nothing of it was left there.") from error
     return StaticExport(output_dir, type(static).__name__, layers, static.num_parameters(), difference)
+
+
+def load_for_export(
+    checkpoint: str | Path | PreTrainedModel, processor: ProcessorMixin | None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The dynamic model and the processor of what is to be exported; `ValueError` where one of them is missing."""
+    if not isinstance(checkpoint, PreTrainedModel):
+        processor = processor or load_processor(checkpoint)  # first, for it is missing more often and loads faster
+        return load_dynamic(checkpoint), processor
+    if not hasattr(checkpoint, "to_static"):
+        raise ValueError(
+            f"Only a dynamic model has depths to export, and {type(checkpoint).__name__} is not one. Load the "
+            "checkpoint with hf_dld.DLDWavLMForCTC or hf_dld.DLDWav2Vec2ConformerForCTC; stock ones load there too."
+        )
+    if processor is None:
+        raise ValueError("A model in memory has no processor, and an exported one needs it: give processor=.")
+    return checkpoint, processor
 
 
 def check_free(folder: Path) -> None:

@@ -28,9 +28,8 @@ def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
                 f"Teacher and student must share the {what}, because their posteriors are compared token by token: "
                 f"{name} is {theirs} for the teacher and {ours} for the student."
             )
-    samples = torch.arange(
-        8_000, 480_001, 7_919
-    )  # 0.5 s to 30 s at 16 kHz, in steps that share no factor with a stride
+    # 0.5 s to 30 s at 16 kHz, in steps that share no factor with a stride
+    samples = torch.arange(8_000, 480_001, 7_919)
     theirs, ours = (num_frames(model, samples) for model in (teacher, student))
     if not torch.equal(theirs, ours):
         raise ValueError(

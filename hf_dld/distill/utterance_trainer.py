@@ -1,5 +1,6 @@
 """A Trainer for losses of utterances: a loss that does not depend on how a batch is split."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from transformers.trainer_utils import seed_worker
 from ..data.batching import SecondsBatchSampler
 
 
-class UtteranceTrainer(Trainer):
+class UtteranceTrainer(Trainer, ABC):
     """What the trainers of this package share: losses that each utterance has, averaged over the global batch.
 
     Batches hold `input_lengths` (batch,), as the collators of `hf_dld.data` make them. The loss is the mean over the
@@ -114,11 +115,11 @@ class UtteranceTrainer(Trainer):
             self.record_lengths(inputs["input_lengths"])
         return (loss, outputs) if return_outputs else loss
 
+    @abstractmethod
     def compute_utterance_terms(
         self, model: nn.Module, inputs: dict[str, Any]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
         """The losses of each utterance by name, each (batch,), with their weighted sum as `"loss"`; and any outputs."""
-        raise NotImplementedError
 
     @property
     def unwrapped_model(self) -> nn.Module:

@@ -4,7 +4,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data import DataCollatorCTC, decode_labels
 from .batches import batch_policy, example_batches
+from .layer_sets import run_layer_sets
 from .metrics import count_errors
 
 # What stays of an utterance: 20 bytes, and 8 for each set of layers
@@ -72,8 +73,9 @@ def count_at_depths(
 ) -> None:
     """Transcribe, with each set of layers, the utterances that `counts` lacks, and append their errors.
 
-    Audio is read once for all sets, and so is all that comes before the encoder computed. What an earlier run counted
-    is not read again where the dataset is a `datasets.Dataset`, and checked against the utterances otherwise.
+    Audio is read once for all sets, and what they have in common, the feature encoder and the layers that they begin
+    with, is computed once. What an earlier run counted is not read again where the dataset is a `datasets.Dataset`,
+    and checked against the utterances otherwise.
     """
     collate, tokenizer = DataCollatorCTC(processor), processor.tokenizer
     first = counts.done // batch_size if isinstance(dataset, datasets.Dataset) else 0
@@ -93,39 +95,14 @@ def count_at_depths(
             frames = model._get_feat_extract_output_lengths(batch.pop("input_lengths"))
             batch = {key: tensor.to(model.device) for key, tensor in batch.items()}
             with torch.inference_mode():
-                for layers, logits in zip(pending, depth_logits(model, batch, pending), strict=True):
-                    tokens = logits.argmax(-1).cpu()
+                hidden_states, layer_inputs = model.before_layers(**batch)
+                for layers, output in run_layer_sets(model, hidden_states, layer_inputs, pending):
+                    tokens = model.ctc_logits(output).argmax(-1).cpu()
                     texts = [tokenizer.decode(row[:length]) for row, length in zip(tokens, frames, strict=True)]
                     counts.errors[layers].append(start, _error_rows(texts, references))
         start = end
     if start < counts.utterances.rows:
         raise _another_dataset(f"it has {start} utterances instead of {counts.utterances.rows}")
-
-
-def depth_logits(
-    model: PreTrainedModel, batch: dict[str, torch.Tensor], layer_sets: list[tuple[int, ...]]
-) -> Iterator[torch.Tensor]:
-    """Logits (batch, frames, vocab) with each set of layers; what comes before the encoder is computed once.
-
-    The first set runs the model, and a hook keeps what reached the encoder; the others run encoder and head alone. In a
-    model of the base size the convolutions before the encoder cost as much as seven layers.
-    """
-    if model.config.add_adapter:  # layers between encoder and head, which only the model itself knows how to run
-        yield from (model(**batch, active_layers=layers).logits for layers in layer_sets)
-        return
-    encoder, kept = model.base_model.encoder, {}
-
-    def keep(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        kept.update(args=args, kwargs=kwargs)
-
-    hook = encoder.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        logits = model(**batch, active_layers=layer_sets[0]).logits
-    finally:
-        hook.remove()
-    yield logits
-    for layers in layer_sets[1:]:
-        yield model.lm_head(encoder(*kept["args"], **{**kept["kwargs"], "active_layers": layers})[0])
 
 
 def _utterance_rows(examples: list[dict[str, Any]], references: list[str]) -> np.ndarray:

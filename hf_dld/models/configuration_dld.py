@@ -1,5 +1,6 @@
 """Configurations of the dynamic models: the stock configuration plus which layers run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from packaging.version import parse
@@ -78,6 +79,16 @@ class DynamicDepthConfigMixin:
 
     def to_diff_dict(self) -> dict[str, Any]:
         return {**super().to_diff_dict(), "hf_dld_version": VERSION}
+
+    def resolve_depth(self, active_layers: int | Sequence[int] | None = None) -> tuple[int, ...]:
+        """The layers that a depth means: how many, or which ones; `None` for those of this configuration.
+
+        Raises:
+            ValueError: for an impossible count or index.
+        """
+        if active_layers is None or isinstance(active_layers, int | str):
+            return self.resolve_active_layers(num_active_layers=active_layers)
+        return self.resolve_active_layers(active_layers=active_layers)
 
     def to_static(self, num_hidden_layers: int) -> PreTrainedConfig:
         """The stock configuration of a model of so many layers; what only the dynamic one knows is left out."""

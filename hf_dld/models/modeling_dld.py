@@ -241,12 +241,7 @@ class DynamicDepthModelMixin:
         Returns:
             The stock class that belongs to this one (`DLDWavLMForCTC`: `WavLMForCTC`), in this model's mode and dtype.
         """
-        if active_layers is None:
-            layers = self.active_layers
-        elif isinstance(active_layers, int | str):
-            layers = self.config.resolve_active_layers(num_active_layers=active_layers)
-        else:
-            layers = self.config.resolve_active_layers(active_layers=active_layers)
+        layers = self.config.resolve_depth(active_layers)
         state_dict = renumber_layers(self.state_dict(), layers)
         config = self.config.to_static(len(layers))
         model, loading = self.stock_class.from_pretrained(

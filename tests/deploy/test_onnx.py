@@ -179,7 +179,7 @@ def test_what_is_refused(tmp_path, processor, monkeypatch):
         export_onnx(model, out, [2, 1], processor=processor)
     with pytest.raises(ValueError, match="A model in memory has no processor.*give processor="):
         export_onnx(model, out, 2)
-    with pytest.raises(ValueError, match="Only a dynamic model can be exported, and WavLMForCTC is not one. Load"):
+    with pytest.raises(ValueError, match="Only a dynamic model has depths to export, and WavLMForCTC is not one. Load"):
         export_onnx(make_stock("wavlm"), out, 2, processor=processor)
     assert not out.exists()
     out.mkdir()

@@ -11,7 +11,8 @@ from conftest import NUM_LAYERS, VARIANTS, make_dynamic
 import hf_dld
 from hf_dld.data import decode_labels
 from hf_dld.evaluation import count_errors, evaluate_depths, paired_differences
-from hf_dld.evaluation.error_counts import ERRORS, UTTERANCE, depth_logits
+from hf_dld.evaluation.error_counts import ERRORS, UTTERANCE
+from hf_dld.evaluation.layer_sets import run_layer_sets
 
 SCHEDULE = [[3], [1, 3], [0, 1, 3], [0, 1, 2, 3]]
 UNTIMED = {"timed_utterances": 0}
@@ -50,9 +51,14 @@ def test_logits_of_many_depths_are_those_of_each(variant, batch, options):
     if not VARIANTS[variant][1].get("feat_extract_norm"):
         batch.pop("attention_mask")
     with torch.inference_mode():
-        for layers, logits in zip(layer_sets, depth_logits(model, batch, layer_sets), strict=True):
-            assert logits.equal(model(**batch, active_layers=layers).logits)
-    assert not model.base_model.encoder._forward_pre_hooks
+        hidden_states, layer_inputs = model.before_layers(**batch)
+        logits = {
+            layers: model.ctc_logits(output)
+            for layers, output in run_layer_sets(model, hidden_states, layer_inputs, layer_sets)
+        }
+        assert set(logits) == set(layer_sets)
+        for layers in layer_sets:
+            assert logits[layers].equal(model(**batch, active_layers=layers).logits)
 
 
 def test_batches_do_not_matter_where_padding_does_not(dataset, processor):
@@ -100,7 +106,7 @@ class Stop(Exception):
 
 
 def count_passes(model, stop_at=None):
-    """Counts passes through the encoder, and stops at one, as a killed run would."""
+    """Counts how often logits are computed, and stops at one, as a killed run would."""
     passes = []
 
     def hook(module, args):
@@ -108,7 +114,7 @@ def count_passes(model, stop_at=None):
         if len(passes) == stop_at:
             raise Stop
 
-    return passes, model.base_model.encoder.register_forward_pre_hook(hook)
+    return passes, model.lm_head.register_forward_pre_hook(hook)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
