@@ -23,7 +23,7 @@ import hf_dld
 from hf_dld.data import load_speech_dataset, prepare_dataset
 from hf_dld.deploy import create_repository, push_to_hub
 from hf_dld.deploy.colld_card import colld_card
-from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint
+from hf_dld.distill.checkpoints import claim_output_dir, describe_run, last_complete_checkpoint
 from hf_dld.distill.layer_features import map_layers
 from hf_dld.distill.student import choose_layers, save_student
 
@@ -128,12 +128,7 @@ def main() -> None:
     started = time.monotonic()
     model_args, data_args, args = parse_arguments()
     check_models(model_args, args)
-    run = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
-    # folders and how a run is watched may differ from those of the run that it continues
-    for name in ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub"):
-        run["training"].pop(name, None)
-    run["training"] = {name: value for name, value in run["training"].items() if not name.startswith("hub_")}
-    claim_output_dir(args.output_dir, run)
+    claim_output_dir(args.output_dir, describe_run(args, model=model_args, data=data_args))
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers.utils.logging.set_verbosity_warning()
     datasets.utils.logging.set_verbosity_warning()

@@ -28,7 +28,7 @@ import hf_dld
 from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset, training_stream
 from hf_dld.deploy import create_repository, push_to_hub, write_model_card
 from hf_dld.deploy.model_card import CARD_FILE, check_facts, is_own_card
-from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint, save_whole
+from hf_dld.distill.checkpoints import claim_output_dir, describe_run, last_complete_checkpoint, save_whole
 from hf_dld.evaluation import DepthReport, asr_metrics, compare_markdown, evaluate_depths, plot_depths
 from hf_dld.models import DYNAMIC_CLASSES
 from hf_dld.models.depth import check_num_active_layers
@@ -114,6 +114,10 @@ class DataArguments:
     vocab_size: int = field(default=256, metadata={"help": "For bpe and unigram."})
     sampling_rate_hz: int = field(default=16_000, metadata={"help": "Without a teacher: the rate the model hears."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that decode the corpus."})
+    decode_once: bool = field(
+        default=False,
+        metadata={"help": "Keep decoded audio in the datasets cache (230 MB an hour), for small corpora, many epochs."},
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Read the training split as it goes, for max_steps; batches are not grouped by length."},
@@ -127,6 +131,8 @@ class DataArguments:
             raise ValueError(f"vocabulary must be 'characters', 'bpe' or 'unigram'; got {self.vocabulary!r}.")
         if self.shuffle_buffer_size < 1:
             raise ValueError(f"shuffle_buffer_size must be at least 1 utterance; got {self.shuffle_buffer_size}.")
+        if self.decode_once and self.streaming:
+            raise ValueError("decode_once keeps decoded audio on disk, and streaming keeps nothing: choose one.")
 
 
 @dataclass
@@ -384,12 +390,7 @@ def main() -> None:
     check_lora(model_args)
     if data_args.streaming:
         check_streaming(model_args, args)
-    run = {"model": vars(model_args), "data": vars(data_args), "training": args.to_dict()}
-    # folders and how a run is watched may differ from those of the run that it continues
-    for name in ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub"):
-        run["training"].pop(name, None)
-    run["training"] = {name: value for name, value in run["training"].items() if not name.startswith("hub_")}
-    claim_output_dir(args.output_dir, run)
+    claim_output_dir(args.output_dir, describe_run(args, model=model_args, data=data_args))
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers.utils.logging.set_verbosity_warning()
     datasets.utils.logging.set_verbosity_warning()
@@ -425,6 +426,7 @@ def main() -> None:
     with args.main_process_first():
         for role in ("eval", "test") if data_args.streaming else splits:
             options = {**limits, **(untranscribed if role == "train" else {}), "num_proc": data_args.num_proc}
+            options["decode_once"] = data_args.decode_once and role == "train"
             splits[role], report = prepare_dataset(splits[role], processor, frames_of, **options)
             logger.info("%s: %d utterances, %d left out", role, report.kept, report.total - report.kept)
     shared = {

@@ -51,6 +51,13 @@ def decode_audio(audio: Any, sampling_rate_hz: int) -> np.ndarray:
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
+def encode_wav(samples: np.ndarray, sampling_rate_hz: int) -> bytes:
+    """The bytes of a WAV file of float32 samples `(samples,)`, exact: decoding gives back the same samples."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, sampling_rate_hz, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
 def audio_name(audio: Any) -> str:
     """What messages call this audio: its path where it has one."""
     path = audio.get("path") if isinstance(audio, Mapping) else audio

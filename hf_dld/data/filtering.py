@@ -12,7 +12,7 @@ from datasets import Audio, Features, List, Value
 from transformers import FeatureExtractionMixin, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from .audio import AudioError, audio_name, decode_audio
+from .audio import AudioError, audio_name, decode_audio, encode_wav
 from .manifests import file_version
 from .vocabulary import encode_text, unknown_characters
 
@@ -21,6 +21,7 @@ logger = logging.get_logger(__name__)
 EXAMPLES_PER_REASON = 3
 UNKNOWN_CHARACTERS = "characters outside the vocabulary"
 _AUDIO_FEATURES = Features({"duration_s": Value("float64"), "input_length": Value("int64"), "problem": Value("string")})
+_DECODED_FEATURES = Features({**_AUDIO_FEATURES, "audio": Audio(decode=False)})
 _TEXT_FEATURES = Features({"labels": List(Value("int64")), "frames_needed": Value("int64"), "unknown": Value("string")})
 _SCRATCH = ["problem", "frames_needed", "unknown"]
 
@@ -87,6 +88,7 @@ def prepare_dataset(
     min_duration_s: float = 0.25,
     max_duration_s: float = 30.0,
     keep_untranscribed: bool = False,
+    decode_once: bool = False,
     num_proc: int | None = None,
 ) -> tuple[datasets.Dataset | datasets.IterableDataset, FilterReport]:
     """Add `duration_s`, `input_length` (samples at the model's rate) and `labels`; drop what cannot be trained on.
@@ -96,7 +98,8 @@ def prepare_dataset(
     so a target fits when `frames >= tokens + equal neighbours`.
 
     Every file is decoded once. `datasets` caches what was measured, not the verdicts, so a second run is instant with
-    the same or other limits; a file that changed on disk is measured again. No decoded audio is kept.
+    the same or other limits; a file that changed on disk is measured again. Decoded audio is kept only with
+    `decode_once`.
 
     Args:
         dataset: with `audio` and, unless nothing is transcribed, `text` (see `load_speech_dataset`).
@@ -105,6 +108,9 @@ def prepare_dataset(
         frames_of: from samples to the model's output frames, such as `model._get_feat_extract_output_lengths`.
         min_duration_s, max_duration_s: both are still allowed.
         keep_untranscribed: keep utterances without a transcript, with `labels == []`.
+        decode_once: replace `audio` by what was decoded and resampled, so that no later epoch does it again: exact
+            (32-bit WAV, 4 bytes a sample, 230 MB an hour at 16 kHz), in the cache of `datasets`, not in memory. Pays
+            for small compressed corpora and many epochs; not for an `IterableDataset`.
         num_proc: processes that decode, 1 when None; not for an `IterableDataset`.
 
     Returns:
@@ -113,7 +119,8 @@ def prepare_dataset(
         utterance dropped for a reason is logged.
 
     Raises:
-        ValueError: impossible limits, or nothing is left (not for an `IterableDataset`).
+        ValueError: impossible limits, or nothing is left (not for an `IterableDataset`); `decode_once` with an
+            `IterableDataset`.
     """
     if not 0 <= min_duration_s <= max_duration_s:
         raise ValueError(
@@ -121,12 +128,14 @@ def prepare_dataset(
         )
     limits = _Limits(frames_of, min_duration_s, max_duration_s, keep_untranscribed)
     extractor = getattr(processor, "feature_extractor", processor)
-    measure_audio = partial(_measure_audio, sampling_rate_hz=extractor.sampling_rate)
+    measure_audio = partial(_measure_audio, sampling_rate_hz=extractor.sampling_rate, decode_once=decode_once)
     # without a tokenizer there is nothing to measure transcripts with
     measure_text = partial(_measure_text, tokenizer=getattr(processor, "tokenizer", None))
     if isinstance(dataset, datasets.IterableDataset):
+        if decode_once:
+            raise ValueError("decode_once keeps decoded audio on disk, and a stream is read without keeping anything.")
         return _filter_lazily(dataset, measure_audio, measure_text, limits)
-    measured = _measure(dataset, measure_audio, measure_text, num_proc)
+    measured = _measure(dataset, measure_audio, measure_text, decode_once, num_proc)
     report = FilterReport()
     keep = list(_indices_to_keep(measured, limits, report))
     if not keep:
@@ -137,13 +146,17 @@ def prepare_dataset(
     return measured.remove_columns(_SCRATCH), report
 
 
-def _measure_audio(audio: Any, sampling_rate_hz: int, version: str | None = None) -> dict[str, Any]:
+def _measure_audio(audio: Any, sampling_rate_hz: int, decode_once: bool, version: str | None = None) -> dict[str, Any]:
     """`version` is not used: it is part of the cache key, so that changed files are measured again."""
     try:
-        samples, problem = len(decode_audio(audio, sampling_rate_hz)), None
+        samples, problem = decode_audio(audio, sampling_rate_hz), None
     except AudioError as error:
-        samples, problem = 0, error.reason
-    return {"duration_s": samples / sampling_rate_hz, "input_length": samples, "problem": problem}
+        samples, problem = (), error.reason
+    measured = {"duration_s": len(samples) / sampling_rate_hz, "input_length": len(samples), "problem": problem}
+    if not decode_once:
+        return measured
+    decoded = audio if problem else {"bytes": encode_wav(samples, sampling_rate_hz), "path": audio.get("path")}
+    return {**measured, "audio": decoded}
 
 
 def _measure_text(text: str | None, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
@@ -162,7 +175,9 @@ def ctc_frames_needed(labels: list[int]) -> int:
     return len(labels) + sum(left == right for left, right in zip(labels, labels[1:], strict=False))
 
 
-def _measure(dataset: datasets.Dataset, measure_audio, measure_text, num_proc: int | None) -> datasets.Dataset:
+def _measure(
+    dataset: datasets.Dataset, measure_audio, measure_text, decode_once: bool, num_proc: int | None
+) -> datasets.Dataset:
     # Measured beside the dataset and joined to it: a map over the whole would copy audio that is stored as bytes.
     added = [column for column in [*_AUDIO_FEATURES, *_TEXT_FEATURES] if column in dataset.column_names]
     dataset = dataset.remove_columns(added).cast_column("audio", Audio(decode=False))
@@ -170,7 +185,7 @@ def _measure(dataset: datasets.Dataset, measure_audio, measure_text, num_proc: i
         partial(measure_audio, version=_files_version(dataset)),
         input_columns="audio",
         remove_columns="audio",
-        features=_AUDIO_FEATURES,
+        features=_DECODED_FEATURES if decode_once else _AUDIO_FEATURES,
         num_proc=num_proc,
         desc="Reading audio",
     )
@@ -183,6 +198,8 @@ def _measure(dataset: datasets.Dataset, measure_audio, measure_text, num_proc: i
         features=_TEXT_FEATURES,
         desc="Encoding transcripts",
     )
+    if decode_once:
+        dataset = dataset.remove_columns("audio")
     return datasets.concatenate_datasets([dataset, audio, texts], axis=1)
 
 

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments  # slow to import, and exports need none
 
 RUN_FILE = "run.json"
 LIBRARIES = ("torch", "transformers", "datasets")
@@ -31,6 +34,20 @@ def _is_complete(checkpoint: Path) -> bool:
     return checkpoint.name.rpartition("-")[2].isdigit()
 
 
+# Where a run writes and how it is watched may change between its start and its continuation.
+_MAY_CHANGE = ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub")
+
+
+def describe_run(training: "TrainingArguments", **others: Any) -> dict[str, Any]:
+    """What tells one run of a script from another, for `claim_output_dir`: its argument dataclasses by name."""
+    settings = {
+        name: value
+        for name, value in training.to_dict().items()
+        if name not in _MAY_CHANGE and not name.startswith("hub_")
+    }
+    return {**{name: vars(arguments) for name, arguments in others.items()}, "training": settings}
+
+
 def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
     """Make the folder this run's own, or find that it is: the same command goes on where it was interrupted.
 
@@ -39,7 +56,7 @@ def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
 
     Args:
         folder: made when it is missing.
-        run: what describes the run, JSON values.
+        run: what describes the run, JSON values (`describe_run`).
 
     Raises:
         ValueError: the folder belongs to a run with other settings, or holds files of no run. Nothing is changed.

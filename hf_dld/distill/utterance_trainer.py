@@ -8,8 +8,9 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import seed_worker
 
 from ..data.batching import SecondsBatchSampler
@@ -83,6 +84,13 @@ class UtteranceTrainer(Trainer, ABC):
         )
         # Accelerate deals whole batches to the processes, and some twice where that makes their numbers equal
         return self.accelerator.prepare(loader)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            # it looks at each length several times an epoch, and a column of `datasets` reads every time: 1 ms a look
+            sampler.lengths = list(sampler.lengths)
+        return sampler
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

@@ -8,6 +8,7 @@ from datasets import Audio, Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_dld.data.audio import decode_audio
 from hf_dld.data.datasets import load_speech_dataset
 from hf_dld.data.filtering import FilterReport, ctc_frames_needed, prepare_dataset
 from hf_dld.data.vocabulary import build_character_processor, build_subword_processor, decode_labels
@@ -211,6 +212,38 @@ def test_audio_stored_as_bytes_is_not_copied(write_audio):
     assert (len(prepared), report.examples) == (3, {"empty file (0 bytes)": ["b.flac"]})
     cached = sum(os.path.getsize(file["filename"]) for file in prepared.cache_files)
     assert cached < len(content)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_audio_that_is_decoded_once(stored, careless_corpus, write_audio):
+    write_audio("corpus/train/good.wav", 1.0, 44_100, channels=2)
+    dataset = load_speech_dataset(careless_corpus)
+    if stored:  # as bytes, as in Parquet
+        dataset = Dataset.from_list([{**row, "audio": with_bytes(row["audio"])} for row in dataset])
+        dataset = dataset.cast_column("audio", Audio(decode=False))
+    plain, plain_report = prepare_dataset(dataset, PROCESSOR, frames_of, max_duration_s=2)
+    decoded, report = prepare_dataset(dataset, PROCESSOR, frames_of, max_duration_s=2, decode_once=True)
+    assert report.dropped == plain_report.dropped and short_examples(report) == short_examples(plain_report)
+    assert sorted(decoded.column_names) == sorted(plain.column_names) and names(decoded) == names(plain)
+    for before, after in zip(plain, decoded, strict=True):
+        assert after["audio"]["bytes"] != before["audio"]["bytes"]
+        assert (decode_audio(after["audio"], 16_000) == decode_audio(before["audio"], 16_000)).all()
+        assert {**after, "audio": None} == {**before, "audio": None}
+    for name in names(plain):
+        (careless_corpus / "train" / name).unlink()
+    assert len(decode_audio(decoded[0]["audio"], 16_000)) == 16_000
+
+
+def with_bytes(audio: dict) -> dict:
+    exists = os.path.exists(audio["path"])
+    with open(audio["path"] if exists else os.devnull, "rb") as file:
+        return {**audio, "bytes": file.read() if exists else None}
+
+
+def test_a_stream_is_not_decoded_once(write_corpus):
+    stream = load_speech_dataset(write_corpus(CORPUS[:2]), streaming=True)
+    with pytest.raises(ValueError, match="decode_once keeps decoded audio on disk, and a stream"):
+        prepare_dataset(stream, PROCESSOR, frames_of, decode_once=True)
 
 
 def test_several_processes_find_the_same(careless_corpus):

@@ -1,10 +1,14 @@
-"""Tiny random real speech encoders of every kind that can be distilled layer by layer, all with 50 frames a second."""
+"""What trainers are tested with: settings, a dataset of noise, and tiny random real speech encoders of every kind.
+
+The encoders can be distilled layer by layer; all have 50 frames a second.
+"""
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_dynamic, randomize
+from conftest import TINY, VOCAB_SIZE, make_dynamic, randomize
 from transformers import (
     FeatureExtractionMixin,
     HubertConfig,
@@ -22,6 +26,22 @@ from transformers import (
     WavLMModel,
 )
 
+from hf_dld import build_character_processor
+
+# quick, the same everywhere, and nothing drawn that a test does not ask for
+TRAINING = {
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "max_steps": 4,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 3,
+    "train_sampling_strategy": "random",
+    "use_cpu": True,
+}
 STOCK = {
     "wavlm": (WavLMModel, WavLMConfig),
     "hubert": (HubertModel, HubertConfig),
@@ -68,3 +88,21 @@ def make_extractor(kind: str) -> FeatureExtractionMixin:
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_character_processor(["abcdefghi"])  # 12 tokens with blank, unknown and word delimiter
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    """Twelve utterances of noise, 0.25 to 0.5 s, one of them without a transcript."""
+    generator = np.random.default_rng(0)
+    examples = []
+    for index in range(12):
+        samples = generator.standard_normal(4000 + 300 * index).astype(np.float32)
+        labels = [] if index == 5 else generator.integers(3, VOCAB_SIZE, 3).tolist()
+        lengths = {"input_length": len(samples), "duration_s": len(samples) / 16_000}
+        examples.append({"audio": samples, "labels": labels, **lengths})
+    return examples

@@ -3,11 +3,13 @@
 import json
 import resource
 import signal
+from dataclasses import dataclass
 
 import pytest
 from conftest import make_dynamic
 
-from hf_dld.distill.checkpoints import claim_output_dir, last_complete_checkpoint, save_whole
+from hf_dld import DLDTrainingArguments
+from hf_dld.distill.checkpoints import claim_output_dir, describe_run, last_complete_checkpoint, save_whole
 
 
 def test_last_complete_checkpoint(tmp_path):
@@ -69,3 +71,20 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_what_tells_runs_apart(tmp_path):
+    @dataclass
+    class Data:
+        dataset: str = "corpus"
+
+    def describe(folder="run", dataset="corpus", **options):
+        options = {"output_dir": str(tmp_path / folder), "use_cpu": True, **options}
+        return describe_run(DLDTrainingArguments(**options), data=Data(dataset))
+
+    run = describe()
+    assert run["data"] == {"dataset": "corpus"} and run["training"]["learning_rate"] == 5e-5
+    watched = {"run_name": "mine", "disable_tqdm": True, "hub_model_id": "me/it", "hub_private_repo": True}
+    assert describe("elsewhere", **watched) == run
+    assert describe(learning_rate=1e-3) != run and describe(dataset="other") != run
+    json.dumps(run)

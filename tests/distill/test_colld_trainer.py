@@ -13,7 +13,7 @@ from hf_dld.distill.colld_trainer import num_encoder_frames, split_inputs
 from hf_dld.distill.layer_features import collect_features
 from hf_dld.distill.losses import info_nce_loss
 
-from .conftest import DYNAMIC, KINDS, OPTIONS, make_encoder, make_extractor
+from .conftest import DYNAMIC, KINDS, OPTIONS, TRAINING, make_encoder, make_extractor
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +28,7 @@ def dataset():
 def make_trainer(tmp_path, dataset, teacher="wavlm", student=None, collator=None, **kwargs):
     teacher = make_encoder(teacher, seed=1) if isinstance(teacher, str) else teacher
     student = student or randomize(make_student(teacher, 2))
-    options = {
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 3,
-        "train_sampling_strategy": "random",
-        "use_cpu": True,
-        "mask_time_length": 4,
-        "num_negatives": 5,
-    }
+    options = {"output_dir": str(tmp_path / "run"), **TRAINING, "mask_time_length": 4, "num_negatives": 5}
     return CoLLDTrainer(
         model=student,
         teacher=teacher,

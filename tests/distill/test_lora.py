@@ -3,14 +3,13 @@
 import gc
 import types
 
-import numpy as np
 import pytest
 import torch
-from conftest import NUM_LAYERS, VOCAB_SIZE, make_dynamic
+from conftest import NUM_LAYERS, make_dynamic
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
 
-from hf_dld import DataCollatorCTC, DLDTrainer, build_character_processor, lora_config
+from hf_dld import DataCollatorCTC, DLDTrainer, lora_config
 from hf_dld.distill.lora import adapters_off
 from hf_dld.evaluation import evaluate_depths
 from hf_dld.evaluation.metrics import asr_metrics
@@ -19,23 +18,6 @@ from .test_trainer import NO_DROPOUT, arguments, assert_same
 
 NOISY = {**NO_DROPOUT, "hidden_dropout": 0.3, "conformer_conv_dropout": 0.3, "mask_time_prob": 0.3}
 NOISY["mask_time_length"] = 2
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return build_character_processor(["abcdefghi"])
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    """Twelve utterances of noise, 0.25 to 0.5 s, one of them without a transcript."""
-    generator = np.random.default_rng(0)
-    examples = []
-    for index in range(12):
-        samples = generator.standard_normal(4000 + 300 * index).astype(np.float32)
-        labels = [] if index == 5 else generator.integers(3, VOCAB_SIZE, 3).tolist()
-        examples.append({"audio": samples, "labels": labels, "input_length": len(samples)})
-    return examples
 
 
 def adapted(variant="wavlm-stable", started=True, modules_to_save=None, dropout=0.0, **config):

@@ -5,20 +5,20 @@ import math
 import shutil
 
 import datasets
-import numpy as np
 import pytest
 import torch
-from conftest import NUM_LAYERS, VOCAB_SIZE, make_dynamic, make_stock
+from conftest import NUM_LAYERS, make_dynamic, make_stock
 from huggingface_hub import ModelCard
 from peft import get_peft_model
 from transformers import TrainerCallback
 
 from hf_dld import CTCTrainer, CTCTrainingArguments, DataCollatorCTC, DLDTrainer, DLDTrainingArguments, lora_config
-from hf_dld.data import build_character_processor
 from hf_dld.deploy import write_model_card
 from hf_dld.distill.losses import ctc_loss, kl_loss
 from hf_dld.evaluation.metrics import asr_metrics
 from hf_dld.models.depth import sample_layers
+
+from .conftest import TRAINING
 
 NO_DROPOUT = {
     "hidden_dropout": 0.0,
@@ -31,40 +31,8 @@ NO_DROPOUT = {
 }
 
 
-@pytest.fixture(scope="module")
-def processor():
-    return build_character_processor(["abcdefghi"])  # 12 tokens with blank, unknown and word delimiter
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    """Twelve utterances of noise, 0.25 to 0.5 s, one of them without a transcript."""
-    generator = np.random.default_rng(0)
-    examples = []
-    for index in range(12):
-        samples = generator.standard_normal(4000 + 300 * index).astype(np.float32)
-        labels = [] if index == 5 else generator.integers(3, VOCAB_SIZE, 3).tolist()
-        lengths = {"input_length": len(samples), "duration_s": len(samples) / 16_000}
-        examples.append({"audio": samples, "labels": labels, **lengths})
-    return examples
-
-
 def arguments(tmp_path, **kwargs):
-    defaults = {
-        "output_dir": str(tmp_path / "run"),
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 4,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 3,
-        "train_sampling_strategy": "random",
-        "use_cpu": True,
-    }
-    return DLDTrainingArguments(**{**defaults, **kwargs})
+    return DLDTrainingArguments(**{"output_dir": str(tmp_path / "run"), **TRAINING, **kwargs})
 
 
 def make_trainer(tmp_path, processor, dataset, variant="wavlm-stable", teacher="stock", model=None, **kwargs):
@@ -517,3 +485,12 @@ def test_model_card(tmp_path, processor, dataset):
     card = str(write_model_card(tmp_path / "run"))
     trainer.create_model_card()
     assert card_file.read_text() == card, "hf_dld's own card stays"
+
+
+def test_grouping_by_length_does_not_read_the_dataset(tmp_path, processor, dataset):
+    rows = [{**example, "audio": None} for example in dataset]
+    options = {"train_sampling_strategy": "group_by_length"}
+    trainer = make_trainer(tmp_path, processor, datasets.Dataset.from_list(rows), **options)
+    sampler = trainer._get_train_sampler()
+    assert type(sampler.lengths) is list and sampler.lengths == [row["input_length"] for row in rows]
+    assert sorted(sampler) == list(range(len(rows)))

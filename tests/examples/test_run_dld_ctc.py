@@ -92,7 +92,7 @@ def test_end_to_end_and_again(run, corpus, tmp_path, cached, capsys):
     settings: dict[str, Any] = {"model_config": MODEL}
     if cached:
         conformer = {**MODEL, "model_type": "wav2vec2-conformer", "conv_depthwise_kernel_size": 5}
-        settings = {"model_config": conformer, "teacher_cache_dir": str(tmp_path / "posteriors")}
+        settings = {"model_config": conformer, "teacher_cache_dir": str(tmp_path / "posteriors"), "decode_once": True}
     output = run(**settings)
     printed = capsys.readouterr().out
     assert "| active layers | parameters | teacher, cut: WER | teacher, cut: CER | dynamic student: WER" in printed
@@ -262,6 +262,7 @@ def test_streaming(run, caplog):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"decode_once": True}, "decode_once keeps decoded audio on disk, and streaming keeps nothing"),
         ({"max_steps": None}, "streaming needs max_steps.*a stream has no known length; got -1"),
         ({"teacher_epochs": 3.0}, "teacher_epochs is 3.0, but a stream has no epochs"),
         ({"eval_strategy": "epoch"}, "eval_strategy is 'epoch', but a stream has no epochs"),
