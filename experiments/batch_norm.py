@@ -11,13 +11,9 @@ prints a Markdown table of word error rates (mean over seeds, and their range).
 import argparse
 import copy
 import json
-import platform
 import statistics
-import subprocess
-from pathlib import Path
 
-import torch
-import transformers
+from common import RESULTS_DIR, environment, store
 from transformers import AutoModelForCTC, AutoProcessor
 
 import hf_dld
@@ -25,7 +21,7 @@ from hf_dld.distill.batch_norm import reestimate_batch_norm
 from hf_dld.evaluation import evaluate_depths, length_sorted_batches
 from hf_dld.models import DYNAMIC_CLASSES
 
-RESULTS = Path(__file__).parent / "results" / "batch_norm.json"
+RESULTS = RESULTS_DIR / "batch_norm.json"
 
 
 def error_rates(model, test, processor, depths, reestimation_set=None) -> dict[int, float]:
@@ -89,11 +85,7 @@ def main() -> None:
                 runs.append({"policy": policy, "re-estimated": estimated, "seed": seed, "wer": rates})
                 print(json.dumps(runs[-1]), flush=True)
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.platform()}
-    RESULTS.write_text(
-        json.dumps({"arguments": vars(args), "commit": commit, **versions, "runs": runs}, indent=2) + "\n"
-    )
+    store(RESULTS, {"arguments": vars(args), **environment(), "runs": runs})
     print(markdown(runs, args.depths))
 
 

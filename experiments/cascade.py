@@ -20,13 +20,14 @@ import os.path
 from pathlib import Path
 
 import numpy as np
-from schedule import difference, environment, load_splits, percent, transcribe
+from common import RESULTS_DIR, environment
+from schedule import difference, load_splits, percent, transcribe
 from transformers import AutoConfig, AutoProcessor
 
 from hf_dld.evaluation.cost import count_gmac_per_s
 from hf_dld.models import DYNAMIC_CLASSES
 
-RESULTS = Path(__file__).parent / "results" / "cascade.json"
+RESULTS = RESULTS_DIR / "cascade.json"
 RATES = np.linspace(0.05, 0.95, 19)  # shares of the validation utterances that go deeper
 
 

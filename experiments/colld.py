@@ -16,15 +16,12 @@ seeds and their range.
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+from common import RESULTS_DIR, environment, store
 from transformers import AutoFeatureExtractor, AutoProcessor, WavLMConfig, WavLMModel, set_seed
 
 import hf_dld
@@ -32,7 +29,7 @@ from hf_dld.distill.checkpoints import save_whole
 from hf_dld.distill.student import save_student
 from hf_dld.evaluation import evaluate_depths
 
-RESULTS = Path(__file__).parent / "results" / "colld.json"
+RESULTS = RESULTS_DIR / "colld.json"
 METHODS: dict[str, dict[str, Any] | None] = {
     "CoLLD-style: InfoNCE, all layers": {"objective": "info_nce"},
     "L1-cosine, all layers": {"objective": "l1_cosine"},
@@ -189,9 +186,7 @@ def make_processor(folder: Path, train: Any) -> Any:
 def read_results(settings: dict[str, Any]) -> dict[str, Any]:
     """What is stored of this experiment; an error if it was made with other settings."""
     if not RESULTS.exists():
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        return {"settings": settings, "commit": commit, **versions, "machine": platform.platform(), "runs": []}
+        return {"settings": settings, **environment(), "runs": []}
     stored = json.loads(RESULTS.read_text(encoding="utf-8"))
     if stored["settings"] != settings:
         raise ValueError(f"{RESULTS} holds runs with other settings, {stored['settings']}: move it away first.")
@@ -200,9 +195,7 @@ def read_results(settings: dict[str, Any]) -> dict[str, Any]:
 
 def add_run(stored: dict[str, Any], run: dict[str, Any]) -> None:
     stored["runs"].append(run)
-    temporary = RESULTS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(RESULTS)
+    store(RESULTS, stored)
     print(json.dumps(run), flush=True)
 
 

@@ -15,16 +15,14 @@ utterances. Writes experiments/results/schedule.json and prints the Markdown tab
 
 import argparse
 import json
-import platform
 import random
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
+from common import RESULTS_DIR, environment
 from transformers import AutoConfig, AutoModelForCTC, AutoProcessor
 
 import hf_dld
@@ -34,8 +32,7 @@ from hf_dld.evaluation import count_errors, length_sorted_batches, run_layer_set
 from hf_dld.models import DYNAMIC_CLASSES
 from hf_dld.models.depth import select_layers
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results" / "schedule.json"
+RESULTS = RESULTS_DIR / "schedule.json"
 
 
 def train(sampling: str, train_set, processor, args: argparse.Namespace) -> Path:
@@ -184,12 +181,6 @@ def load_splits(folder: Path, dataset: str, names: Iterable[str]) -> dict:
     splits = {name: hf_dld.load_speech_dataset(dataset, split=name) for name in names}
     frames_of = model._get_feat_extract_output_lengths
     return {name: hf_dld.prepare_dataset(split, processor, frames_of)[0] for name, split in splits.items()}
-
-
-def environment() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.platform()}
-    return {"commit": commit, **versions}
 
 
 def main() -> None:

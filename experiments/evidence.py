@@ -1,0 +1,327 @@
+"""Reproduce the claims of DLD: train every method of one experiment with equal budgets, and store what came out.
+
+    python experiments/evidence.py experiments/evidence/digits_wavlm.yaml
+    python experiments/results.py
+
+The first command trains what is missing of the experiment and goes on where it was interrupted, run by run: a teacher
+of each kind, then each method from each start with each seed. A finished run is one JSON file in
+experiments/results/NAME, with the errors of every test utterance beside it. `--shard 0 --num_shards 2` takes every
+second run, so that two processes share the work; `--only REGEX` those whose name matches; `--dry_run` lists what is
+missing. The second command makes docs/results.md and its figures of all that is finished.
+
+The test split is transcribed once, when a run is done. What is logged on the way there is about the validation split.
+"""
+
+import argparse
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import yaml
+from common import RESULTS_DIR, environment, store
+from early_exit import EarlyExitTrainer
+from transformers import AutoModelForCTC, AutoProcessor, TrainerCallback, set_seed
+
+import hf_dld
+from hf_dld.distill.checkpoints import save_whole
+from hf_dld.evaluation import asr_metrics, evaluate_depths
+from hf_dld.models import DYNAMIC_CLASSES
+
+
+@dataclass
+class Experiment:
+    """One YAML file (which may extend another): the data, the model, and what is compared.
+
+    `methods` maps a name to options: those of `DLDTrainingArguments`, and
+
+    - `kind`: "dynamic" (default), "static" (a model for each depth of `layers`, the full one trained alone),
+      "early_exit" (a shared CTC head after each of `depths` layers), or "cut" (the teacher, not trained);
+    - `starts`: from the weights of the strong teacher ("teacher"), or random ones ("scratch"); both by default;
+    - `teacher`: one of `teachers`, or "self";
+    - `transcribed`: the share of the training utterances whose transcripts may be used, the others being for KL alone,
+      or left out with `kl_weight: 0`.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    made_by: str
+    licence: str
+    model_config: dict[str, Any]
+    teachers: dict[str, dict[str, Any]]
+    depths: list[int]
+    seeds: list[int]
+    training: dict[str, Any]
+    starts: dict[str, dict[str, Any]]
+    methods: dict[str, dict[str, Any]]
+    reference: str
+    shown: list[str]
+    sampling_rate_hz: int = 16_000
+    vocabulary: str = "characters"
+    vocab_size: int = 256
+    max_duration_s: float = 30.0
+    eval_steps: int = 250
+    eval_depths: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    method: str
+    start: str
+    seed: int
+    num_layers: int
+    options: dict[str, Any] = field(hash=False)
+
+    @property
+    def name(self) -> str:
+        depth = f" {self.num_layers} layers" if self.options.get("kind") == "static" else ""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.method}{depth} from {self.start} seed {self.seed}".lower()).strip("-")
+
+
+def read_experiment(path: str | Path) -> Experiment:
+    return Experiment(**read_settings(Path(path)))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file; with `extends`, those of another one beside it where this one says nothing."""
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    extended = settings.pop("extends", None)
+    return settings if extended is None else {**read_settings(path.parent / extended), **settings}
+
+
+def plan(experiment: Experiment) -> list[Run]:
+    """All runs of an experiment, seed by seed, so that what is finished can be compared at any time."""
+    full, runs = experiment.model_config["num_hidden_layers"], []
+    for seed in experiment.seeds:
+        for method, options in experiment.methods.items():
+            if options.get("kind") == "cut" and seed != experiment.seeds[0]:
+                continue  # nothing is drawn
+            for start in options.get("starts", list(experiment.starts)):
+                for num_layers in options.get("layers", [full]):
+                    runs.append(Run(method, start, seed, num_layers, options))
+    return runs
+
+
+class Stopwatch(TrainerCallback):
+    """CPU seconds of training, without evaluations, beside what the evaluations found."""
+
+    def __init__(self) -> None:
+        self.cpu_s, self.evaluations = 0.0, []
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.began = self.last = time.process_time()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        now = time.process_time()
+        self.cpu_s, self.last = self.cpu_s + now - self.last, now
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
+        rates = {name.removeprefix("eval_"): value for name, value in metrics.items() if "wer" in name}
+        self.evaluations.append({"step": state.global_step, "cpu_s": self.cpu_s, **rates})
+        self.last = time.process_time()
+
+
+class Bench:
+    """The data, the processor and the teachers of one experiment."""
+
+    def __init__(self, experiment: Experiment, work: Path):
+        self.experiment, self.work = experiment, work / experiment.name
+        self.model_class = DYNAMIC_CLASSES[experiment.model_config["model_type"]]
+        speech = {
+            split: hf_dld.load_speech_dataset(experiment.dataset, split=split)
+            for split in ("train", "validation", "test")
+        }
+        self.processor = self.make_processor(speech["train"]["text"])
+        frames_of = self.fresh_model(1)._get_feat_extract_output_lengths
+        self.splits = {
+            split: hf_dld.prepare_dataset(
+                data, self.processor, frames_of, max_duration_s=experiment.max_duration_s, decode_once=True
+            )[0]
+            for split, data in speech.items()
+        }
+
+    def make_processor(self, texts: Any) -> Any:
+        folder = self.work / "processor"
+        if folder.exists():
+            return AutoProcessor.from_pretrained(folder)
+        experiment = self.experiment
+        masked = experiment.model_config.get("feat_extract_norm", "group") == "layer"
+        options = {"sampling_rate_hz": experiment.sampling_rate_hz, "return_attention_mask": masked}
+        if experiment.vocabulary == "characters":
+            processor = hf_dld.build_character_processor(texts, **options)
+        else:
+            processor = hf_dld.build_subword_processor(texts, experiment.vocab_size, experiment.vocabulary, **options)
+        save_whole(folder, processor)
+        return processor
+
+    def fresh_model(self, num_layers: int) -> Any:
+        config = {name: value for name, value in self.experiment.model_config.items() if name != "model_type"}
+        tokenizer = self.processor.tokenizer
+        vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        return self.model_class(
+            self.model_class.config_class(**{**config, **vocabulary, "num_hidden_layers": num_layers})
+        )
+
+    def teacher_folder(self, name: str) -> Path:
+        """The folder of a teacher, trained here when it is not there yet; its cost is stored beside the results."""
+        folder = self.work / "teachers" / name
+        if not (folder / "config.json").exists():
+            set_seed(0)
+            model = self.fresh_model(self.experiment.model_config["num_hidden_layers"])
+            stopwatch = Stopwatch()
+            arguments = {**self.experiment.training, **self.experiment.teachers[name], "seed": 0}
+            args = hf_dld.CTCTrainingArguments(**self.quiet(arguments))
+            self.trainer(hf_dld.CTCTrainer, model, args, self.splits["train"], stopwatch).train()
+            save_whole(folder, model, self.processor)
+            cost = {"cpu_s": stopwatch.cpu_s, "arguments": arguments, **environment()}
+            store(RESULTS_DIR / self.experiment.name / f"cost-of-teacher-{name}.json", cost)
+        return folder
+
+    def quiet(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        fixed = {"output_dir": str(self.work / "checkpoints"), "save_strategy": "no", "disable_tqdm": True}
+        return {**fixed, "dataloader_pin_memory": torch.cuda.is_available(), "logging_steps": 250, **arguments}
+
+    def trainer(self, trainer_class: Any, model: Any, args: Any, train: Any, stopwatch: Stopwatch, **kwargs) -> Any:
+        return trainer_class(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=self.splits["validation"],
+            data_collator=hf_dld.DataCollatorCTC(self.processor),
+            processing_class=self.processor,
+            compute_metrics=asr_metrics(self.processor.tokenizer),
+            callbacks=[stopwatch],
+            **kwargs,
+        )
+
+    def carry_out(self, run: Run) -> dict[str, Any]:
+        """Train and evaluate one run."""
+        set_seed(run.seed)
+        started = time.process_time()
+        model, stopwatch = self.make_student(run), Stopwatch()
+        kind = run.options.get("kind", "dynamic")
+        arguments = {**self.experiment.training, **self.experiment.starts[run.start], "seed": run.seed}
+        arguments |= {name: value for name, value in run.options.items() if name not in HARNESS_OPTIONS}
+        if kind != "cut":
+            self.train(kind, run, model, arguments, stopwatch)
+        trained_s = time.process_time() - started
+        stem = RESULTS_DIR / self.experiment.name / run.name
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        depths = [run.num_layers] if kind == "static" else self.experiment.depths
+        selection = "first" if kind == "early_exit" else "even"
+        reports = {selection: self.evaluate(model, depths, selection, stem.with_suffix(".npz"))}
+        if kind != "static" and run.seed == self.experiment.seeds[0]:
+            for other in {"even", "first", "random"} - {selection}:
+                reports[other] = self.evaluate(model, depths, other)
+        return {
+            "method": run.method,
+            "start": run.start,
+            "seed": run.seed,
+            "num_layers": run.num_layers,
+            "kind": kind,
+            "arguments": arguments | {"teacher": run.options.get("teacher", "strong")},
+            **environment(),
+            "threads": torch.get_num_threads(),
+            "train_cpu_s": stopwatch.cpu_s,
+            "before_training_cpu_s": stopwatch.began - started if kind != "cut" else 0.0,
+            "all_cpu_s": trained_s,
+            "evaluations": stopwatch.evaluations,
+            "rates": reports,
+        }
+
+    def make_student(self, run: Run) -> Any:
+        if run.start == "scratch":
+            return self.fresh_model(run.num_layers)
+        teacher = self.model_class.from_pretrained(self.teacher_folder("strong"))
+        if run.num_layers == teacher.config.num_hidden_layers:
+            return teacher
+        folder = self.work / "cut"
+        save_whole(folder, teacher.to_static(run.num_layers))
+        return self.model_class.from_pretrained(folder)
+
+    def train(self, kind: str, run: Run, model: Any, arguments: dict[str, Any], stopwatch: Stopwatch) -> None:
+        evaluated = {"eval_strategy": "steps", "eval_steps": self.experiment.eval_steps}
+        arguments = self.quiet(arguments | evaluated)
+        train = self.training_set(run.options.get("transcribed", 1.0), arguments.get("kl_weight", 1.0) > 0)
+        if kind in ("static", "early_exit"):
+            trainer_class, others = hf_dld.CTCTrainer, {}
+            if kind == "early_exit":
+                trainer_class, others = EarlyExitTrainer, {"exits": self.experiment.depths}
+            args = hf_dld.CTCTrainingArguments(**arguments)
+        else:
+            trainer_class, others = hf_dld.DLDTrainer, {}
+            teacher = run.options.get("teacher", "strong")
+            if teacher == "self":
+                others["teacher"] = "self"
+            elif arguments.get("kl_weight", 1.0) > 0:
+                folder = self.teacher_folder(teacher)
+                others["teacher"] = AutoModelForCTC.from_pretrained(folder).to_static()
+                arguments["teacher_cache_dir"] = str(self.work / "teacher_cache")
+            arguments["eval_depths"] = self.experiment.eval_depths or None
+            args = hf_dld.DLDTrainingArguments(**arguments)
+        self.trainer(trainer_class, model, args, train, stopwatch, **others).train()
+
+    def training_set(self, transcribed: float, others_too: bool) -> Any:
+        """The training utterances; the transcripts of a part of them, in an order that was drawn once, taken away."""
+        train = self.splits["train"]
+        if transcribed == 1.0:
+            return train
+        train = train.shuffle(seed=0)
+        count = round(transcribed * len(train))
+        known = train.select(range(count))
+        if not others_too:
+            return known
+        unknown = train.select(range(count, len(train))).map(lambda _: {"labels": []}, features=train.features)
+        return datasets.concatenate_datasets([known, unknown])
+
+    def evaluate(self, model: Any, depths: list[int], selection: str, errors: Path | None = None) -> list[dict]:
+        report = evaluate_depths(
+            model,
+            self.splits["test"],
+            self.processor,
+            depths,
+            selection=selection,
+            draws=3,
+            timed_utterances=0,
+            errors_path=errors,
+        )
+        keys = ("num_active_layers", "wer", "wer_interval", "cer", "cer_interval", "gmac_per_s", "parameters")
+        return [{key: getattr(row, key) for key in keys} for row in report.rows]
+
+
+HARNESS_OPTIONS = ("kind", "starts", "layers", "teacher", "transcribed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="YAML file")
+    parser.add_argument("--work", type=Path, default=Path("outputs/evidence"), help="teachers and posteriors")
+    parser.add_argument("--shard", type=int, default=0)
+    parser.add_argument("--num_shards", type=int, default=1)
+    parser.add_argument("--only", default="", help="regular expression that names of runs match")
+    parser.add_argument("--dry_run", action="store_true", help="list what is missing")
+    args = parser.parse_args()
+
+    experiment = read_experiment(args.experiment)
+    runs = [run for run in plan(experiment) if re.search(args.only, run.name)][args.shard :: args.num_shards]
+    results = RESULTS_DIR / experiment.name
+    missing = [run for run in runs if not (results / f"{run.name}.json").exists()]
+    print(f"{len(missing)} of {len(runs)} runs are missing", flush=True)
+    if args.dry_run:
+        print("\n".join(run.name for run in missing))
+        return
+    bench = Bench(experiment, args.work)
+    for run in missing:
+        result = bench.carry_out(run)
+        store(results / f"{run.name}.json", result)
+        (rates,) = [value for value in result["rates"].values()][:1]
+        shown = ", ".join(f"{row['num_active_layers']}: {100 * row['wer']:.1f}" for row in rates)
+        print(f"{run.name}: WER % {shown}; {result['train_cpu_s']:.0f} CPU s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

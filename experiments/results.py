@@ -1,0 +1,284 @@
+"""Turn the finished runs of experiments/evidence.py into docs/results.md and its figures.
+
+    python experiments/results.py
+
+Every number on the page is computed here from the JSON files in experiments/results/NAME; nothing is typed in but the
+paper's own figures.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS_DIR, ROOT
+from evidence import Experiment, plan, read_experiment
+from matplotlib.figure import Figure
+
+from hf_dld.evaluation.plots import COLOURS, MARKERS
+
+PAGE = ROOT / "docs" / "results.md"
+IMAGES = ROOT / "docs" / "images"
+SHIPPED, PAPER = "DLD, selection (shipped)", "DLD, Bernoulli 0.5 (the paper)"
+STARTS = {"teacher": "from the teacher's weights", "scratch": "from scratch"}
+INTRODUCTION = """# Results
+
+Made by `python experiments/results.py` from the stored runs in [experiments/results](../experiments/results); each
+experiment is one YAML file, and one command trains what is missing of it:
+
+    python experiments/evidence.py experiments/evidence/digits_wavlm.yaml
+    python experiments/results.py
+
+Methods of one table have the same model, data, batches, learning rate and number of steps. Error rates are those of the
+test split, which each run transcribes once, at its end; "mean (lowest to highest)" is over seeds, and a table says how
+many are finished: what is not finished is not shown. Times are CPU seconds of one thread and leave evaluations out.
+"""
+
+
+class Finished:
+    """The finished runs of one experiment."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment, self.folder = experiment, RESULTS_DIR / experiment.name
+        paths = [self.folder / f"{run.name}.json" for run in plan(experiment)]
+        self.runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+        self.num_layers = experiment.model_config["num_hidden_layers"]
+
+    def of(self, method: str, start: str, num_layers: int | None = None) -> list[dict[str, Any]]:
+        return [
+            run
+            for run in self.runs
+            if (run["method"], run["start"]) == (method, start) and num_layers in (None, run["num_layers"])
+        ]
+
+    def rates(self, method: str, start: str, depth: int, unit: str = "wer") -> dict[int, float]:
+        """Error rates by seed, with the layers that the method itself uses; a static model has its own depth alone."""
+        rates = {}
+        for run in self.of(method, start):
+            selection = "first" if run["kind"] == "early_exit" else "even"
+            for row in run["rates"][selection]:
+                if row["num_active_layers"] == depth:
+                    rates[run["seed"]] = row[unit]
+        return rates
+
+    def changes(self, method: str, reference: str, start: str, depth: int) -> list[float]:
+        """Relative changes of the WER, a seed each."""
+        ours, theirs = (self.rates(name, start, depth) for name in (method, reference))
+        return [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def spread(values: Iterable[float], scale: float = 100.0, sign: str = "") -> str:
+    values = [scale * value for value in values]
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):{sign}.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):{sign}.1f} to {max(values):{sign}.1f})"
+
+
+def table(header: list[str], rows: Iterable[list[str]], left: int = 1) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "| --- " * left + "| ---: " * (len(header) - left) + "|"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def error_table(done: Finished, start: str, unit: str) -> list[str]:
+    rows = []
+    for method, options in done.experiment.methods.items():
+        runs = done.of(method, start)
+        if not runs:
+            continue
+        cells = [spread(done.rates(method, start, depth, unit).values()) for depth in done.experiment.depths]
+        seeds = "" if options.get("kind") == "cut" else str(len({run["seed"] for run in runs}))
+        rows.append([method, *cells, seeds])
+    header = [f"{unit.upper()} %, {STARTS[start]}", *(f"{depth} layers" for depth in done.experiment.depths), "seeds"]
+    return table([header[0], *header[1:]], rows) if rows else []
+
+
+def verdict(changes: list[float], wanted: float) -> str:
+    """Whether the mean change is as low as wanted, and whether every seed is."""
+    if statistics.mean(changes) > wanted:
+        return "missed"
+    return "holds" if max(changes) <= wanted else "holds on the mean, not for every seed"
+
+
+def claims_table(done: Finished) -> list[str]:
+    """The paper's three claims: method, our figure, whether it holds."""
+    rows, reference = [], done.experiment.reference
+    high = max(depth for depth in done.experiment.depths if depth <= done.num_layers / 4)
+    for start in STARTS:
+        for what, depth, claimed in (
+            (f"WER at high dropping ({high} of {done.num_layers} layers)", high, -0.0932),
+            ("WER without dropping", done.num_layers, -0.0225),
+        ):
+            changes = done.changes(PAPER, reference, start, depth)
+            if changes:
+                ours = spread(changes, sign="+") + " %"
+                rows.append([f"{what}, {STARTS[start]}", f"{100 * claimed:+.2f} %", ours, verdict(changes, claimed)])
+        ratios = time_ratios(done, PAPER, start)
+        if ratios:
+            changes = [ratio - 1 for ratio in ratios if ratio is not None]
+            missing = len(ratios) - len(changes)
+            ours = spread(changes, sign="+") + " %" if changes else ""
+            if missing:
+                ours += f" ({missing} of {len(ratios)} seeds never reached it)"
+            held = "missed" if missing else verdict(changes, -0.333)
+            rows.append([f"training time to layer dropping's final WER, {STARTS[start]}", "-33.3 %", ours, held])
+    return table(["the paper's claim, against plain layer dropping", "paper", "here", "verdict"], rows) if rows else []
+
+
+def time_ratios(done: Finished, method: str, start: str) -> list[float | None]:
+    """CPU seconds to the reference's final validation WER over those of its whole training; None if never reached."""
+    ratios = []
+    for run in done.of(done.experiment.reference, start):
+        twin = [other for other in done.of(method, start) if other["seed"] == run["seed"]]
+        if not twin or not run["evaluations"]:
+            continue
+        target = run["evaluations"][-1]["wer_mean"]
+        reached = [point["cpu_s"] for point in twin[0]["evaluations"] if point["wer_mean"] <= target]
+        ratios.append(reached[0] / run["train_cpu_s"] if reached else None)
+    return ratios
+
+
+def goals_table(done: Finished) -> list[str]:
+    """What this project wants of what it ships."""
+    rows, full, reference = [], done.num_layers, done.experiment.reference
+    quarter = [depth for depth in done.experiment.depths if depth <= full / 4]
+    for start, (low, high) in {"scratch": (-0.25, -0.15), "teacher": (-0.18, -0.06)}.items():
+        for depths, wanted in ((quarter, low), ([full], high)):
+            for depth in depths:
+                changes = done.changes(SHIPPED, reference, start, depth)
+                if changes:
+                    what = f"{depth} layers, {STARTS[start]}, against plain layer dropping"
+                    rows.append(
+                        [what, f"{100 * wanted:+.0f} %", spread(changes, sign="+") + " %", verdict(changes, wanted)]
+                    )
+        changes = done.changes(SHIPPED, "static, trained alone", start, full)
+        if changes:
+            what = f"{full} layers, {STARTS[start]}, against a static model trained as long"
+            rows.append([what, "+0 %", spread(changes, sign="+") + " %", verdict(changes, 0.0)])
+        ratios = time_ratios(done, SHIPPED, start)
+        if ratios and None not in ratios:
+            changes = [ratio - 1 for ratio in ratios]
+            what = f"time to plain layer dropping's final WER, {STARTS[start]}"
+            rows.append([what, "-50 %", spread(changes, sign="+") + " %", verdict(changes, -0.5)])
+    for depth in done.experiment.depths:
+        ours = done.rates(SHIPPED, "scratch", depth)
+        alone = done.rates("static, each depth alone", "scratch", depth) or done.rates(
+            "static, trained alone", "scratch", depth
+        )
+        changes = [ours[seed] / alone[seed] - 1 for seed in sorted(ours.keys() & alone.keys())]
+        if changes and depth >= full / 3:
+            what = f"{depth} layers, from scratch, against a static model of that depth"
+            rows.append([what, "+10 %", spread(changes, sign="+") + " %", verdict(changes, 0.1)])
+    return table(["our goal for DLD as shipped", "wanted", "here", "verdict"], rows) if rows else []
+
+
+def times_table(done: Finished) -> list[str]:
+    rows = []
+    for start in STARTS:
+        for method, options in done.experiment.methods.items():
+            runs = done.of(method, start, done.num_layers)
+            if not runs or options.get("kind") == "cut":
+                continue
+            steps = runs[0]["arguments"]["max_steps"]
+            # the others are evaluated at their full depth alone
+            reached = time_ratios(done, method, start) if runs[0]["kind"] == "dynamic" else []
+            never = sum(ratio is None for ratio in reached)
+            ratio = spread([ratio for ratio in reached if ratio is not None]) + (f"; {never} never" if never else "")
+            per_step = [run["train_cpu_s"] / steps for run in runs]
+            rows.append([method, STARTS[start], spread(per_step, 1000), ratio])
+    header = ["method", "start", "CPU ms a step", "time to plain layer dropping's final WER, % of its training"]
+    costs = {
+        path.stem.removeprefix("cost-of-teacher-"): path for path in sorted(done.folder.glob("cost-of-teacher-*.json"))
+    }
+    known = [f"{name}: {json.loads(path.read_text())['cpu_s']:.0f} s" for name, path in costs.items()]
+    cached = max((run["before_training_cpu_s"] for run in done.runs), default=0)
+    note = f"Not counted above: the training of the teacher ({', '.join(known)}), and its posteriors of the training "
+    note += f"split, computed once ({cached:.0f} s at most)."
+    return [*table(header, rows, left=2), note, ""] if rows else []
+
+
+def selections_table(done: Finished) -> list[str]:
+    rows = []
+    for start in STARTS:
+        for method in done.experiment.methods:
+            run = next((run for run in done.of(method, start) if len(run["rates"]) > 1), None)
+            if run is None:
+                continue
+            for selection in ("even", "first", "random"):
+                cells = [f"{100 * row['wer']:.1f}" for row in run["rates"][selection]]
+                rows.append([f"{method}, {STARTS[start]}", selection, *cells])
+    header = ["WER %, one seed", "layers", *(str(depth) for depth in done.experiment.depths)]
+    return table(header, rows, left=2) if rows else []
+
+
+def draw(done: Finished, path: Path) -> bool:
+    """WER against active layers for the methods of `shown`, an axis for each start; False where nothing is finished."""
+    starts = [start for start in STARTS if any(done.of(method, start) for method in done.experiment.shown)]
+    if not starts:
+        return False
+    figure = Figure(figsize=(5.2 * len(starts), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(starts), sharey=True, squeeze=False)
+    for axis, start in zip(axes[0], starts, strict=True):
+        for place, method in enumerate(done.experiment.shown):
+            points = {d: rates.values() for d in done.experiment.depths if (rates := done.rates(method, start, d))}
+            if not points:
+                continue
+            means = [100 * statistics.mean(rates) for rates in points.values()]
+            style = {"color": COLOURS[place], "marker": MARKERS[place]}
+            axis.plot(list(points), means, label=method, linestyle="-" if len(points) > 1 else "none", **style)
+            lows, highs = ([100 * f(rates) for rates in points.values()] for f in (min, max))
+            axis.fill_between(list(points), lows, highs, color=COLOURS[place], alpha=0.2, linewidth=0)
+        axis.set_title(STARTS[start])
+        axis.set_xlabel("active encoder layers")
+        axis.set_xticks(done.experiment.depths)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("word error rate (%), mean and range over seeds")
+    axes[0][0].set_ylim(bottom=0)
+    axes[0][-1].legend(frameon=False, fontsize=8)
+    for suffix in (".png", ".svg"):
+        figure.savefig(path.with_suffix(suffix), dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+    return True
+
+
+def page(experiments: Iterable[Experiment]) -> str:
+    lines = [INTRODUCTION]
+    for experiment in experiments:
+        done = Finished(experiment)
+        if not done.runs:
+            continue
+        lines += [f"## {experiment.title}", ""]
+        lines += [f"Data: {experiment.licence}; made by `{experiment.made_by.strip()}`.", ""]
+        if draw(done, IMAGES / f"results_{experiment.name}"):
+            lines += [f"![WER against active layers](images/results_{experiment.name}.png)", ""]
+        lines += [*claims_table(done), *goals_table(done)]
+        for unit in ("wer", "cer"):
+            for start in STARTS:
+                lines += error_table(done, start, unit)
+        lines += [*times_table(done), *selections_table(done)]
+        places = sorted(
+            {f"{run['machine']}, torch {run['torch']}, transformers {run['transformers']}" for run in done.runs}
+        )
+        commits = sorted({run["commit"][:10] for run in done.runs})
+        total = len(plan(experiment))
+        lines += [
+            f"{len(done.runs)} of {total} runs are finished. Commits {', '.join(commits)}; {'; '.join(places)}.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def provenance(done: Finished) -> str:
+    machines = {f"{run['machine']}, torch {run['torch']}, transformers {run['transformers']}" for run in done.runs}
+    commits = {run["commit"][:10] for run in done.runs}
+    finished = f"{len(done.runs)} of {len(plan(done.experiment))} runs are finished."
+    return f"{finished} Commits {', '.join(sorted(commits))}; {'; '.join(sorted(machines))}."
+
+
+def main() -> None:
+    experiments = [read_experiment(path) for path in sorted((ROOT / "experiments" / "evidence").glob("*.yaml"))]
+    PAGE.write_text(page(experiments), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
