@@ -84,23 +84,6 @@ class DynamicDepthEncoderMixin:
         return hidden_states
 
 
-class FeatureEncoderMixin:
-    """A feature encoder that passes on what is its output already, so that passes and models can share it.
-
-    Takes the place of a stock one and adopts its layers: new ones would draw other initial weights.
-    """
-
-    def __init__(self, stock: nn.Module):
-        nn.Module.__init__(self)
-        self.conv_layers = stock.conv_layers
-        self.gradient_checkpointing = stock.gradient_checkpointing
-        self._requires_grad = stock._requires_grad
-
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        """Samples (batch, samples), or features (batch, channels, frames), to features."""
-        return input_values if input_values.ndim == 3 else super().forward(input_values)
-
-
 class DynamicDepthModelMixin:
     """Which layers a model runs when a call does not say: read and set on the model and any head on top of it."""
 

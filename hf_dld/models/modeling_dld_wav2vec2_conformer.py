@@ -14,10 +14,10 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_dld import DLDWav2Vec2ConformerConfig
+from .feature_encoder import FeatureEncoderMixin
 from .modeling_dld import (
     DynamicDepthEncoderMixin,
     DynamicDepthModelMixin,
-    FeatureEncoderMixin,
     LayerOutput,
     ctc_head,
     stock_layers,

@@ -16,10 +16,10 @@ from transformers.models.wavlm.modeling_wavlm import (
 from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_dld import DLDWavLMConfig
+from .feature_encoder import FeatureEncoderMixin
 from .modeling_dld import (
     DynamicDepthEncoderMixin,
     DynamicDepthModelMixin,
-    FeatureEncoderMixin,
     LayerOutput,
     ctc_head,
     stock_layers,
