@@ -1,0 +1,84 @@
+"""What the speed rests on, by count: operations that run and bytes that live, on any machine."""
+
+from collections import Counter
+
+import pytest
+import torch
+from conftest import NUM_LAYERS, make_dynamic, make_stock
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hf_dld.evaluation.cost import PeakTensorMemory
+
+WAVLM = ["wavlm", "wavlm-stable"]
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operations(model, batch, **kwargs) -> Counter[str]:
+    with torch.inference_mode():
+        model(**batch, **kwargs)  # the Conformer keeps the rotary embedding of the length that it has seen last
+        with Operations() as mode:
+            model(**batch, **kwargs)
+    return mode.counts
+
+
+def peak_bytes(model, batch, training: bool = False) -> int:
+    with torch.set_grad_enabled(training), PeakTensorMemory() as memory:
+        model.train(training)(**batch)
+    return memory.peak
+
+
+def speech(seconds: float, batch_size: int = 2) -> dict[str, torch.Tensor]:
+    return {"input_values": torch.randn(batch_size, int(seconds * 16_000), generator=torch.Generator().manual_seed(0))}
+
+
+def test_a_skipped_layer_launches_nothing(variant, batch):
+    model = make_dynamic(variant)
+    for layers in [(0,), (1, 3), (0, 1, 2)]:
+        alone = make_dynamic(variant, num_hidden_layers=len(layers))
+        assert operations(model, batch, active_layers=layers) == operations(alone, batch)
+
+
+def test_a_change_of_depth_computes_nothing(variant):
+    model = make_dynamic(variant)
+    with Operations() as mode:
+        for depth in range(1, NUM_LAYERS + 1):
+            model.set_active_layers(depth)
+    assert not mode.counts
+
+
+@pytest.mark.parametrize("variant", WAVLM)
+def test_the_position_bias_is_made_once(variant, batch):
+    model = make_dynamic(variant)
+    buckets = {depth: operations(model, batch, num_active_layers=depth)["aten.embedding.default"] for depth in (1, 4)}
+    assert buckets == {1: 1, 4: 1}
+
+
+@pytest.mark.parametrize("variant", WAVLM)
+@pytest.mark.parametrize("training", [False, True])
+def test_wavlm_holds_less_than_stock(variant, training):
+    options = {"mask_time_prob": 0.0, "layerdrop": 0.0}
+    for seconds in (1.0, 4.0):
+        batch = speech(seconds)
+        ours = peak_bytes(make_dynamic(variant, **options), batch, training)
+        stock = peak_bytes(make_stock(variant, **options), batch, training)
+        assert ours < stock, (seconds, ours, stock)
+
+
+@pytest.mark.parametrize("variant", WAVLM)
+def test_no_attention_weights_are_kept(variant):
+    """A layer's gated bias has a place for each pair of frames and head; weights would be as many again."""
+    model = make_dynamic(variant, num_attention_heads=8)
+    frames = int(model._get_feat_extract_output_lengths(4 * 16_000))
+    square = 2 * 8 * frames**2 * 4  # bytes of (batch, heads, frames, frames)
+    peaks = [peak_bytes(model, speech(seconds)) for seconds in (4.0, 8.0)]
+    growth = (peaks[1] - peaks[0]) / (3 * square)  # four times the square, less the one before
+    assert growth < 2, growth
