@@ -1,10 +1,11 @@
 """A DLD step, with a live, a cached and no teacher, beside a full-depth CTC step of the stock class: seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_step.py --models wavlm-base digits_wavlm digits_conformer
+    OMP_NUM_THREADS=1 python benchmarks/training_step.py --models wavlm-base ldasr-size
 
 Forward, backward, clipping and AdamW on the same batch of noise, in turns; loading data is not timed. The DLD steps
 draw their layers by Bernoulli(0.5), all the same seeded sequence, whose mean is half of the layers. A round is one
-pass over that sequence; shown are the median ratio over the rounds and its quartiles. Feature encoders are frozen
+pass over that sequence; shown are the median ratio over the rounds and its quartiles. The last ratio has layer dropping
+on both sides: the stock class then draws its own layers, anew in each round. Feature encoders are frozen
 everywhere (as published checkpoints are fine-tuned) or, with --train_feature_encoder, trained everywhere. On a busy
 machine --cpu_time leaves out the time in which other processes ran. Prints one Markdown table.
 
@@ -29,14 +30,28 @@ from hf_dld.models import DYNAMIC_CLASSES
 from hf_dld.models.depth import sample_layers
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-BASE = {"model_type": "wavlm"}  # Transformers' defaults: 12 layers of 768, 94 M parameters
+CONFIGS = {
+    "wavlm-base": {"model_type": "wavlm"},  # Transformers' defaults: 12 layers of 768, 94 M parameters
+    "ldasr-size": {  # as the authors' earlier LDASR: 12 Conformer layers, 256 wide
+        "model_type": "wav2vec2-conformer",
+        "hidden_size": 256,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+        "conv_dim": (256, 256, 256),
+        "conv_kernel": (400, 3, 3),
+        "conv_stride": (160, 2, 2),
+        "num_conv_pos_embeddings": 16,
+    },
+}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def load_model(name: str) -> tuple[Any, int]:
     """A dynamic model with random weights, and its sampling rate in Hz."""
-    example = {"model_config": BASE}
-    if name != "wavlm-base":
+    if name in CONFIGS:
+        example = {"model_config": CONFIGS[name]}
+    else:
         example = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
     options = dict(example["model_config"])
     model_class = DYNAMIC_CLASSES[options.pop("model_type")]
@@ -77,12 +92,13 @@ def take_step(
 def measure(name: str, args: argparse.Namespace, folder: str) -> list[object]:
     teacher, rate_hz = load_model(name)
     student, stock = load_model(name)[0], teacher.to_static().train()
+    stock.config.layerdrop = 0.0  # Transformers' default skips every tenth layer
     if not args.train_feature_encoder:
         student.freeze_feature_encoder()
         stock.freeze_feature_encoder()
     processor = hf_dld.build_character_processor([LETTERS], sampling_rate_hz=rate_hz)
-    large = name == "wavlm-base"
-    batch_size, steps = (args.base_batch, args.base_steps) if large else (8, args.steps)
+    batch_size = args.base_batch if name == "wavlm-base" else 8
+    steps = args.base_steps if name in CONFIGS else args.steps
     examples = make_examples(batch_size, args.seconds, rate_hz)
     collator = hf_dld.DataCollatorCTC(processor)
     num_layers = student.config.num_hidden_layers
@@ -106,8 +122,14 @@ def measure(name: str, args: argparse.Namespace, folder: str) -> list[object]:
     def steps_of(trainer: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, Any], kl_weight: float) -> Any:
         return lambda: [take_step(trainer, optimizer, inputs, step, kl_weight) for step in range(steps)]
 
+    def stock_layerdrop() -> None:
+        stock.config.layerdrop = 0.5
+        steps_of(ctc, optimizers[0], inputs, 0.0)()
+        stock.config.layerdrop = 0.0
+
     ways = {
         "stock": steps_of(ctc, optimizers[0], inputs, 0.0),
+        "stock, layerdrop": stock_layerdrop,
         "live": steps_of(dld, optimizers[1], inputs, 1.0),
         "cached": steps_of(dld, optimizers[1], cached_inputs, 1.0),
         "no KL": steps_of(dld, optimizers[1], inputs, 0.0),
@@ -117,6 +139,7 @@ def measure(name: str, args: argparse.Namespace, folder: str) -> list[object]:
     seconds = time_interleaved(ways, args.rounds, warm_up=0, clock=args.clock)
     stock_s = statistics.median(seconds["stock"]) / steps
     ratios = [ratio(seconds, way, "stock") for way in ("live", "cached", "no KL")]
+    ratios.append(ratio(seconds, "no KL", "stock, layerdrop"))
     return [name, batch_size, f"{num_layers / 2:g} of {num_layers}", f"{stock_s:.3f}", *ratios]
 
 
@@ -143,10 +166,10 @@ def measure_teacher(name: str, args: argparse.Namespace) -> list[object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["wavlm-base", "digits_wavlm", "digits_conformer"])
+    parser.add_argument("--models", nargs="+", default=["wavlm-base", "ldasr-size", "digits_wavlm", "digits_conformer"])
     parser.add_argument("--seconds", type=float, default=5.0, help="of audio in each utterance")
     parser.add_argument("--base_batch", type=int, default=1, help="utterances in a batch of wavlm-base; 8 for others")
-    parser.add_argument("--base_steps", type=int, default=8, help="steps in a round, for wavlm-base")
+    parser.add_argument("--base_steps", type=int, default=8, help="steps in a round, for the large ones")
     parser.add_argument("--steps", type=int, default=16, help="steps in a round, for the others")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--train_feature_encoder", action="store_true")
@@ -168,7 +191,7 @@ def main() -> None:
         print_table(header, (measure_teacher(name, args) for name in args.models))
         return
     print(f", feature encoder {'trained' if args.train_feature_encoder else 'frozen'}\n")
-    ratios = ["live / stock", "cached / stock", "no KL / stock"]
+    ratios = ["live / stock", "cached / stock", "no KL / stock", "no KL / stock with LayerDrop 0.5"]
     with tempfile.TemporaryDirectory() as folder:
         rows = (measure(name, args, folder) for name in args.models)
         print_table(["model", "batch", "mean active layers", "stock step, s", *ratios], rows)
