@@ -51,6 +51,7 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "conformer-rotary": (CONFORMER, {"position_embeddings_type": "rotary"}),
     "conformer-no-position": (CONFORMER, {"position_embeddings_type": None}),
 }
+STOCK_WEIGHTS: dict[str, dict[str, torch.Tensor]] = {}  # made once: building a model takes longer than loading it
 
 
 def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -76,8 +77,11 @@ def make_dynamic(variant: str, **config: Any) -> PreTrainedModel:
     (_, _, dynamic_class), options = VARIANTS[variant]
     torch.manual_seed(0)
     model = dynamic_class(dynamic_class.config_class(**{**TINY, **options, **config})).eval()
-    stock = make_stock(variant, **{name: value for name, value in config.items() if "active" not in name})
-    model.load_state_dict(stock.state_dict())
+    stock_config = {name: value for name, value in config.items() if "active" not in name}
+    key = f"{variant} {sorted(stock_config.items())}"
+    if key not in STOCK_WEIGHTS:
+        STOCK_WEIGHTS[key] = make_stock(variant, **stock_config).state_dict()
+    model.load_state_dict(STOCK_WEIGHTS[key])
     return model
 
 

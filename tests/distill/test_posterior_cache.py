@@ -23,9 +23,7 @@ from hf_dld.distill.posterior_cache import (
     teacher_fingerprint,
 )
 
-from .test_trainer import NO_DROPOUT, arguments, assert_same, dataset, make_trainer, processor, weights
-
-__all__ = ["dataset", "processor"]  # fixtures
+from .test_trainer import NO_DROPOUT, arguments, assert_same, make_trainer, weights
 
 
 @pytest.fixture(scope="module")

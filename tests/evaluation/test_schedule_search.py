@@ -90,10 +90,15 @@ def test_shared_beginnings_change_nothing(variant, batch, masked):
             assert torch.equal(logits, model(**batch, active_layers=layers).logits)
 
 
+@pytest.fixture(scope="module")
+def tiny_wavlm():
+    return make_dynamic("wavlm")
+
+
 @settings(max_examples=25, deadline=None)
 @given(layer_sets=st.lists(st.sampled_from(ALL_SETS), max_size=8))
-def test_no_beginning_is_computed_twice(layer_sets):
-    model = make_dynamic("wavlm")
+def test_no_beginning_is_computed_twice(tiny_wavlm, layer_sets):
+    model = tiny_wavlm
     with torch.no_grad():
         start, layer_inputs = model.before_layers(torch.ones(1, 2000))
         calls, outputs = count_calls(
