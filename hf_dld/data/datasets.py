@@ -1,5 +1,6 @@
 """Speech corpora as `datasets` objects with the columns `audio` (not decoded) and `text`."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import datasets
 from datasets import Audio, Features, Value
 
 from .archives import check_archives
-from .manifests import MANIFEST_SUFFIXES, file_version, manifest_columns, manifest_rows, path_within
+from .manifests import MANIFEST_SUFFIXES, file_version, manifest_columns, manifest_rows, path_within, real_path
 
 AUDIO_COLUMNS = ("audio", "file_name", "path", "audio_filepath")
 TEXT_COLUMNS = ("text", "transcription", "sentence", "transcript", "normalized_text")
@@ -149,20 +150,23 @@ def _load_with_datasets(path: str, name, split: str, streaming: bool, revision, 
 
 def _check_paths(dataset: datasets.Dataset | datasets.IterableDataset, root: str | Path):
     """Refuse audio that is not stored but named, unless it lies in the corpus or where `datasets` unpacks it."""
-    root = str(Path(root).expanduser().absolute())
-    unpacked = str(Path(datasets.config.HF_DATASETS_CACHE).absolute())
-
-    def check(audio: dict) -> None:
-        if audio["bytes"] is None and audio["path"] is not None and not audio["path"].startswith(unpacked):
-            path_within(root, audio["path"], "dataset")
-
+    folders = [str(Path(root).expanduser().absolute()), os.path.realpath(datasets.config.HF_DATASETS_CACHE)]
+    check = partial(_check_path, folders=folders)
     if isinstance(dataset, datasets.IterableDataset):
-        return dataset.map(lambda audio: check(audio) or {}, input_columns="audio", features=dataset.features)
+        return dataset.map(check, input_columns="audio", features=dataset.features)
     for chunk in dataset.data.column("audio").chunks:
         if chunk.field("bytes").null_count:
             for audio in chunk.to_pylist():
                 check(audio)
     return dataset
+
+
+def _check_path(audio: dict, folders: list[str]) -> dict:
+    root, unpacked = folders
+    path = audio["path"]
+    if audio["bytes"] is None and path is not None and not real_path(path).startswith(f"{unpacked}{os.sep}"):
+        path_within(root, path, "dataset")
+    return {}  # nothing is changed
 
 
 def _pick_columns(

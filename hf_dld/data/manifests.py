@@ -62,7 +62,7 @@ def path_within(root: str, path: str, where: str) -> str:
         ValueError: it does. `where` says who names the path.
     """
     absolute = os.path.normpath(os.path.join(root, path))
-    if not _is_below(absolute, root) or not any(_is_below(_real(absolute), real) for real in _real_roots(root)):
+    if not _is_below(absolute, root) or not any(_is_below(real_path(absolute), real) for real in _real_roots(root)):
         raise ValueError(
             f"{where}: audio path {path!r} leaves the corpus folder {root}; only files inside it are read. If it is "
             "meant to, name the folder that holds all audio: audio_root='/' allows any"
@@ -74,7 +74,8 @@ def _is_below(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def _real(path: str) -> str:
+def real_path(path: str) -> str:
+    """The path of a file without symbolic links; quicker than `os.path.realpath` for many files of a folder."""
     try:
         if not os.path.islink(path):  # spares looking at each folder above each file
             folder, name = os.path.split(path)
