@@ -64,6 +64,9 @@ class DataArguments:
         default="validation", metadata={"help": "Split that the loss is measured on, or 'none'."}
     )
     audio_column: str | None = field(default=None, metadata={"help": "Default: found among the usual names."})
+    audio_root: str | None = field(
+        default=None, metadata={"help": "Folder that audio paths may not leave; default: that of the file with them."}
+    )
     min_duration_s: float = field(default=1.0, metadata={"help": "Shorter utterances are left out."})
     max_duration_s: float = field(default=30.0, metadata={"help": "Longer utterances are left out."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that decode the corpus."})
@@ -109,6 +112,7 @@ def load_splits(data_args: DataArguments, extractor: Any) -> dict[str, Any]:
             data_args.dataset_config,
             split,
             audio_column=data_args.audio_column,
+            audio_root=data_args.audio_root,
             transcribed=False,
         )
         splits[role], report = prepare_dataset(

@@ -107,6 +107,9 @@ class DataArguments:
     test_split: str = field(default="test", metadata={"help": "Split of the final table."})
     text_column: str | None = field(default=None, metadata={"help": "Default: found among the usual names."})
     audio_column: str | None = field(default=None, metadata={"help": "Default: found among the usual names."})
+    audio_root: str | None = field(
+        default=None, metadata={"help": "Folder that audio paths may not leave; default: that of the file with them."}
+    )
     min_duration_s: float = field(default=0.25, metadata={"help": "Shorter utterances are left out."})
     max_duration_s: float = field(default=30.0, metadata={"help": "Longer utterances are left out."})
     keep_untranscribed: bool = field(default=False, metadata={"help": "Train by KL on speech without transcripts."})
@@ -220,6 +223,7 @@ def load_splits(data_args: DataArguments) -> dict[str, Any]:
             split,
             audio_column=data_args.audio_column,
             text_column=data_args.text_column,
+            audio_root=data_args.audio_root,
             streaming=data_args.streaming and role == "train",
         )
         for role, split in splits.items()

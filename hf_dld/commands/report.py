@@ -28,6 +28,9 @@ def add_report_command(commands: Any) -> None:
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument("--text_column", metavar="NAME", help="default: found among the usual names")
     parser.add_argument("--audio_column", metavar="NAME", help="default: found among the usual names")
+    parser.add_argument(
+        "--audio_root", metavar="FOLDER", help="that audio paths may not leave; default: the manifest's"
+    )
     parser.add_argument("--max_duration_s", type=float, default=30.0, help="longer ones are left out; default: 30")
     parser.add_argument("--streaming", action="store_true", help="read the dataset as it goes, without storing it")
     parser.add_argument("--depths", type=int, nargs="+", metavar="K", help="numbers of active layers; default: all")
@@ -54,9 +57,9 @@ def add_report_command(commands: Any) -> None:
 def run_report(args: argparse.Namespace) -> None:
     import torch
     from huggingface_hub import cached_assets_path
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoConfig
 
-    from ..data import load_speech_dataset, prepare_dataset
+    from ..data import load_processor, load_speech_dataset, prepare_dataset
     from ..evaluation import evaluate_depths, plot_depths
     from ..models import DYNAMIC_CLASSES
     from ..models.depth import check_num_active_layers
@@ -71,13 +74,14 @@ def run_report(args: argparse.Namespace) -> None:
         check_num_active_layers(depth, config.num_hidden_layers)
     device = args.device or torch.accelerator.current_accelerator() or "cpu"
     model = DYNAMIC_CLASSES[config.model_type].from_pretrained(args.checkpoint).to(device)
-    processor = AutoProcessor.from_pretrained(args.checkpoint)
+    processor = load_processor(args.checkpoint)
     dataset = load_speech_dataset(
         args.dataset,
         args.dataset_config,
         args.split,
         audio_column=args.audio_column,
         text_column=args.text_column,
+        audio_root=args.audio_root,
         streaming=args.streaming,
     )
     dataset, _ = prepare_dataset(

@@ -30,6 +30,7 @@ def add_search_command(commands: Any) -> None:
     parser.add_argument("--split", default="validation", help="never the test split; default: %(default)s")
     parser.add_argument("--text_column", help="default: found among the usual names")
     parser.add_argument("--audio_column", help="default: found among the usual names")
+    parser.add_argument("--audio_root", help="folder that audio paths may not leave; default: the manifest's")
     parser.add_argument(
         "--objective",
         choices=("ctc", "kl", "wer"),
@@ -59,6 +60,7 @@ def run_search(args: argparse.Namespace) -> None:
         args.split,
         audio_column=args.audio_column,
         text_column=args.text_column if needs_text else None,
+        audio_root=args.audio_root,
         transcribed=needs_text,
     )
     frames_of = model._get_feat_extract_output_lengths
@@ -89,8 +91,9 @@ def run_search(args: argparse.Namespace) -> None:
 def load_checkpoint(checkpoint: Path, device: str | None) -> tuple[Any, Any]:
     """The model and its processor, or an error before any work if the folder cannot take the result."""
     import torch
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoConfig
 
+    from ..data import load_processor
     from ..models import DYNAMIC_CLASSES
 
     if not (checkpoint / "config.json").is_file():
@@ -105,7 +108,7 @@ def load_checkpoint(checkpoint: Path, device: str | None) -> tuple[Any, Any]:
             "becomes a dynamic one with save_pretrained of hf_dld.DLDWavLMForCTC or hf_dld.DLDWav2Vec2ConformerForCTC."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model_class.from_pretrained(checkpoint).to(device), AutoProcessor.from_pretrained(checkpoint)
+    return model_class.from_pretrained(checkpoint).to(device), load_processor(checkpoint)
 
 
 def changes_markdown(before: Sequence[Sequence[int]], scores: Sequence[float], schedule: Any) -> str:

@@ -1,6 +1,8 @@
 """Audio in, float32 mono samples out: soundfile decodes, soxr resamples (DESIGN decision 10)."""
 
 import io
+import os
+import stat
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -10,6 +12,12 @@ import numpy as np
 import soundfile
 import soxr
 
+MAX_SAMPLES = 2**30
+"""The most samples of a file, all channels together, and the most after resampling: 4 GiB as float32, 18 hours of mono
+speech at 16 kHz. A few bytes of compressed audio may stand for any number, so this is looked at before decoding."""
+MAX_FILE_BYTES = 4 * MAX_SAMPLES + 2**20  # all of them in 32 bits, and a header
+LARGEST_SAMPLE = 2.0**31  # of 32-bit integers taken for floats; more means nothing, and its square may overflow
+_UNKNOWN_LENGTH = 2**63 - 1  # what libsndfile says where the header has no length
 _IN_MEMORY = "audio in memory"
 
 
@@ -35,16 +43,17 @@ def decode_audio(audio: Any, sampling_rate_hz: int) -> np.ndarray:
         float32 samples of shape `(samples,)`, never empty and all finite.
 
     Raises:
-        AudioError: not audio, an empty or missing file, no samples, or samples that are not finite.
+        AudioError: not audio, an empty or missing file, no samples, samples that are not finite or beyond
+            `LARGEST_SAMPLE`, or more than `MAX_SAMPLES`.
     """
     if isinstance(sampling_rate_hz, bool) or not isinstance(sampling_rate_hz, int) or sampling_rate_hz < 1:
         raise ValueError(f"sampling_rate_hz={sampling_rate_hz!r} must be an integer of at least 1 (samples per second)")
     name = audio_name(audio)
     samples, rate_hz = _read(audio, name, sampling_rate_hz)
     samples = _mix_down(samples, name)
-    if samples.size and not np.isfinite(samples).all():
-        raise _error(name, "samples that are not finite numbers")
+    _check_values(samples, name)
     if rate_hz != sampling_rate_hz and samples.size:
+        _check_length(samples.size * sampling_rate_hz // rate_hz, name)
         samples = soxr.resample(samples, rate_hz, sampling_rate_hz)
     if not samples.size:
         raise _error(name, "no samples")
@@ -86,6 +95,19 @@ def _error(name: str, reason: str, detail: str = "") -> AudioError:
     return AudioError(f"{name}: {reason}" + (f" ({detail})" if detail else ""), reason)
 
 
+def _check_values(samples: np.ndarray, name: str) -> None:
+    largest = np.abs([samples.min(), samples.max()]).max() if samples.size else 0.0
+    if not np.isfinite(largest):
+        raise _error(name, "samples that are not finite numbers")
+    if largest > LARGEST_SAMPLE:
+        raise _error(name, "samples that are no sound", f"up to {largest:.3g}, and sound is between -1 and 1")
+
+
+def _check_length(samples: int, name: str) -> None:
+    if samples > MAX_SAMPLES:
+        raise _error(name, "too long to decode", f"{samples:,} samples, and at most {MAX_SAMPLES:,} fit; split it")
+
+
 def _read(audio: Any, name: str, default_rate_hz: int) -> tuple[np.ndarray, int]:
     content, rate_hz = _content(audio, name)
     if isinstance(content, np.ndarray):
@@ -97,50 +119,72 @@ def _content(audio: Any, name: str) -> tuple[bytes | np.ndarray, int | None]:
     """The bytes of an audio file, or samples with their rate in Hz, None where it is not said."""
     if isinstance(audio, Mapping):
         array = audio.get("array") if audio.get("array") is not None else audio.get("raw")
-        if audio.get("bytes") is not None:
+        if isinstance(audio.get("bytes"), bytes | bytearray):
             return audio["bytes"], None
         if array is not None:
-            return np.asarray(array), _rate_of(audio, name)
-        if audio.get("path") is not None:
+            return _array(array, name), _rate_of(audio, name)
+        if isinstance(audio.get("path"), str | Path):
             return _file_bytes(audio["path"], name), None
-        raise _error(name, "no audio in it", f"needs 'bytes', 'path', 'array' or 'raw', has {sorted(audio)}")
+        raise _error(name, "no audio in it", f"needs 'bytes', 'path', 'array' or 'raw', has {sorted(map(str, audio))}")
     if isinstance(audio, str | Path):
         return _file_bytes(audio, name), None
     if isinstance(audio, bytes | bytearray):
         return audio, None
     if hasattr(audio, "__array__"):
-        return np.asarray(audio), None
+        return _array(audio, name), None
     raise _error(name, "not an audio object", f"a {type(audio).__name__}; load the dataset with Audio(decode=False)")
+
+
+def _array(samples: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(samples)
+    except (ValueError, TypeError, OverflowError) as error:  # rows of several lengths, and the like
+        raise _error(name, "not samples", str(error)) from None
 
 
 def _rate_of(audio: Mapping, name: str) -> int:
     rate_hz = audio.get("sampling_rate")
-    if rate_hz is None or int(rate_hz) < 1:
-        raise _error(name, "samples without a usable 'sampling_rate'", f"it is {rate_hz!r}")
-    return int(rate_hz)
+    try:
+        if 1 <= int(rate_hz) < 2**31:
+            return int(rate_hz)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise _error(name, "samples without a usable 'sampling_rate'", f"it is {rate_hz!r}")
 
 
 def _file_bytes(path: str | Path, name: str) -> bytes:
     # Opened here rather than by libsndfile: its message for a missing file is "System error", and a name that ends in
     # .raw makes soundfile ask for a sampling rate instead of looking at the content.
     try:
-        return Path(path).read_bytes()
+        status = os.stat(path)
+        # a pipe would be waited for, and a device may never end; a folder says what it is when it is opened
+        readable = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+        if readable and status.st_size <= MAX_FILE_BYTES:
+            return Path(path).read_bytes()
     except FileNotFoundError:
         raise _error(name, "no such file") from None
     except (OSError, ValueError) as error:
         raise _error(name, "cannot be opened", getattr(error, "strerror", None) or str(error)) from None
+    if not readable:
+        raise _error(name, "not a regular file")
+    raise _error(name, "too large to read", f"{status.st_size:,} bytes, and at most {MAX_FILE_BYTES:,} are read")
 
 
 def _decode(content: bytes, name: str) -> tuple[np.ndarray, int]:
     if not content:
         raise _error(name, "empty file (0 bytes)")
     try:
-        # The rate is the one that comes back, not the one the file was made from: Opus decodes to 48 kHz or a divisor.
-        samples, rate_hz = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            if file.frames == _UNKNOWN_LENGTH:
+                raise _error(name, "a header without a length", "as when written to a pipe; convert it to another file")
+            _check_length(file.frames * file.channels, name)
+            samples = file.read(dtype="float32", always_2d=True)
+            # not the rate that the file was made from: Opus decodes to 48 kHz or a divisor
+            rate_hz = file.samplerate
     except (soundfile.SoundFileError, MemoryError) as error:
         detail = getattr(error, "error_string", None) or "a header that asks for more memory than there is"
         raise _error(name, "not audio that libsndfile can decode", detail.rstrip(".")) from None
-    return samples.mean(axis=1), rate_hz  # (samples, channels) -> (samples,)
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1), rate_hz
 
 
 def _mix_down(samples: np.ndarray, name: str) -> np.ndarray:

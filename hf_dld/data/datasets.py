@@ -1,12 +1,14 @@
 """Speech corpora as `datasets` objects with the columns `audio` (not decoded) and `text`."""
 
+import os
 from functools import partial
 from pathlib import Path
 
 import datasets
 from datasets import Audio, Features, Value
 
-from .manifests import MANIFEST_SUFFIXES, file_version, manifest_columns, manifest_rows
+from .archives import check_archives
+from .manifests import MANIFEST_SUFFIXES, file_version, manifest_columns, manifest_rows, path_within, real_path
 
 AUDIO_COLUMNS = ("audio", "file_name", "path", "audio_filepath")
 TEXT_COLUMNS = ("text", "transcription", "sentence", "transcript", "normalized_text")
@@ -23,6 +25,7 @@ def load_speech_dataset(
     *,
     audio_column: str | None = None,
     text_column: str | None = None,
+    audio_root: str | Path | None = None,
     transcribed: bool = True,
     streaming: bool = False,
     revision: str | None = None,
@@ -34,10 +37,12 @@ def load_speech_dataset(
         path: a Hub dataset id; a folder whose split subfolders, or which itself, hold a metadata.csv or metadata.jsonl
             (the layout that `datasets` calls audiofolder), or any other folder that `datasets` loads, such as one of
             parquet files; or a .csv, .tsv, .json or .jsonl manifest. Audio paths are relative to the file that lists
-            them and may not leave its folder.
+            them and may not leave its folder, by a symbolic link neither.
         name: the configuration of a Hub dataset.
         split: which split. A manifest, or a folder with one metadata file at its root, is one split named "train".
         audio_column, text_column: found among `AUDIO_COLUMNS` and `TEXT_COLUMNS` when None.
+        audio_root: the folder that audio paths are relative to and may not leave, where it is not that of the file
+            that lists them; "/" allows any absolute path.
         transcribed: False for speech without transcripts; there is then no `text` column.
         streaming: return an `IterableDataset` that reads as it goes.
         revision: the Git revision of a Hub dataset.
@@ -49,7 +54,8 @@ def load_speech_dataset(
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: no such split or column, columns that could be meant in two ways, or a manifest that cannot be used.
+        ValueError: no such split or column, columns that could be meant in two ways, a manifest that cannot be used,
+            an audio path that leaves its folder, or an archive that would unpack to much more than it is.
     """
     columns = partial(_pick_columns, audio_column=audio_column, text_column=text_column, transcribed=transcribed)
     source = Path(path).expanduser()
@@ -57,8 +63,10 @@ def load_speech_dataset(
     if manifest is not None:
         if name is not None:
             raise ValueError(f"name={name!r} chooses a configuration of a Hub dataset, but {source} is a local corpus")
-        return _load_manifest(manifest, split, columns, streaming, cache_dir)
-    if not source.is_dir() and _looks_local(path):
+        return _load_manifest(manifest, split, columns, audio_root, streaming, cache_dir)
+    if source.is_dir():
+        check_archives(source)
+    elif _looks_local(path):
         raise FileNotFoundError(f"no file or folder {source}")
     dataset = _load_with_datasets(str(path), name, split, streaming, revision, cache_dir)
     features = dataset.features or dict.fromkeys(next(iter(dataset)))
@@ -69,7 +77,8 @@ def load_speech_dataset(
     dataset = dataset.select_columns(list(chosen)).cast_column(
         audio, _STORED_AUDIO if streaming else Audio(decode=False)
     )
-    return dataset.rename_columns({old: new for old, new in chosen.items() if old != new})
+    dataset = dataset.rename_columns({old: new for old, new in chosen.items() if old != new})
+    return _check_paths(dataset, audio_root or source)
 
 
 def _find_manifest(source: Path, split: str) -> Path | None:
@@ -106,10 +115,11 @@ def _looks_local(path: str | Path) -> bool:
     return path.startswith((".", "/", "~")) or path.endswith(MANIFEST_SUFFIXES)
 
 
-def _load_manifest(manifest: Path, split: str, columns, streaming: bool, cache_dir: str | None):
+def _load_manifest(manifest: Path, split: str, columns, audio_root, streaming: bool, cache_dir: str | None):
     audio, text = columns(dict.fromkeys(manifest_columns(manifest)), where=str(manifest))
     features = Features({"audio": _STORED_AUDIO} | ({"text": Value("string")} if text is not None else {}))
-    arguments = {"manifest": manifest, "audio_column": audio, "text_column": text}
+    root = None if audio_root is None else Path(audio_root).expanduser()
+    arguments = {"manifest": manifest, "audio_column": audio, "text_column": text, "audio_root": root}
     if streaming:
         return datasets.IterableDataset.from_generator(
             manifest_rows, features=features, gen_kwargs=arguments, split=datasets.NamedSplit(split)
@@ -136,6 +146,27 @@ def _load_with_datasets(path: str, name, split: str, streaming: bool, revision, 
             f"{path} holds loose audio files, which `datasets` only reads with torchcodec. List them in a metadata.csv "
             "(columns file_name and transcription) in a local copy; on the Hub, try revision='refs/convert/parquet'"
         ) from error
+
+
+def _check_paths(dataset: datasets.Dataset | datasets.IterableDataset, root: str | Path):
+    """Refuse audio that is not stored but named, unless it lies in the corpus or where `datasets` unpacks it."""
+    folders = [str(Path(root).expanduser().absolute()), os.path.realpath(datasets.config.HF_DATASETS_CACHE)]
+    check = partial(_check_path, folders=folders)
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.map(check, input_columns="audio", features=dataset.features)
+    for chunk in dataset.data.column("audio").chunks:
+        if chunk.field("bytes").null_count:
+            for audio in chunk.to_pylist():
+                check(audio)
+    return dataset
+
+
+def _check_path(audio: dict, folders: list[str]) -> dict:
+    root, unpacked = folders
+    path = audio["path"]
+    if audio["bytes"] is None and path is not None and not real_path(path).startswith(f"{unpacked}{os.sep}"):
+        path_within(root, path, "dataset")
+    return {}  # nothing is changed
 
 
 def _pick_columns(

@@ -8,7 +8,9 @@ import csv
 import json
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
@@ -22,25 +24,28 @@ def manifest_columns(manifest: Path) -> list[str]:
 
 
 def manifest_rows(
-    manifest: Path, audio_column: str, text_column: str | None, version: tuple[int, int] | None = None
+    manifest: Path,
+    audio_column: str,
+    text_column: str | None,
+    audio_root: Path | None = None,
+    version: tuple[int, int] | None = None,
 ) -> Iterator[dict]:
     """Rows `{"audio": {"bytes": None, "path"}}` and, with a text column, `"text"` (None where it is blank).
 
-    Audio paths are relative to the manifest's folder and may not leave it. `version` (see `file_version`) is not used:
-    it makes `datasets` read an edited file again.
+    Audio paths are relative to `audio_root`, the manifest's folder when None, and may not leave it. `version` (see
+    `file_version`) is not used: it makes `datasets` read an edited file again.
 
     Raises:
         ValueError: naming file and line, for a row that cannot be used.
     """
-    root = os.path.abspath(manifest.parent)
+    root = os.path.abspath(audio_root or manifest.parent)
     for where, row in _numbered_rows(manifest):
         audio = row.get(audio_column)
         if not isinstance(audio, str) or not audio.strip():
             raise ValueError(f"{where}: column {audio_column!r} must hold the path of an audio file, it is {audio!r}")
-        utterance = {"audio": {"bytes": None, "path": _path_within(root, audio, where)}}
+        utterance = {"audio": {"bytes": None, "path": path_within(root, _unicode(audio, where), where)}}
         if text_column is not None:
-            text = row.get(text_column)
-            utterance["text"] = str(text) if text is not None and str(text).strip() else None
+            utterance["text"] = _text(row.get(text_column), text_column, where)
         yield utterance
 
 
@@ -50,11 +55,59 @@ def file_version(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _path_within(root: str, path: str, where: str) -> str:
+def path_within(root: str, path: str, where: str) -> str:
+    """The absolute path of a file of a corpus; neither its name nor a symbolic link may leave the folder `root`.
+
+    Raises:
+        ValueError: it does. `where` says who names the path.
+    """
     absolute = os.path.normpath(os.path.join(root, path))
-    if not absolute.startswith(root.rstrip(os.sep) + os.sep):
-        raise ValueError(f"{where}: audio path {path!r} leaves the corpus folder {root}; only files inside it are read")
+    if not _is_below(absolute, root) or not any(_is_below(real_path(absolute), real) for real in _real_roots(root)):
+        raise ValueError(
+            f"{where}: audio path {path!r} leaves the corpus folder {root}; only files inside it are read. If it is "
+            "meant to, name the folder that holds all audio: audio_root='/' allows any"
+        )
     return absolute
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def real_path(path: str) -> str:
+    """The path of a file without symbolic links; quicker than `os.path.realpath` for many files of a folder."""
+    try:
+        if not os.path.islink(path):  # spares looking at each folder above each file
+            folder, name = os.path.split(path)
+            return os.path.join(_real_folder(folder), name)
+        return os.path.realpath(path)
+    except ValueError:  # no path at all, such as one with a null byte: no file can be reached by it
+        return path
+
+
+_real_folder = lru_cache(maxsize=1024)(os.path.realpath)
+
+
+@lru_cache(maxsize=16)
+def _real_roots(root: str) -> list[str]:
+    """Where the files of a corpus may really lie: in its folder; those downloaded from the Hub in `blobs` beside it."""
+    real = Path(os.path.realpath(root))
+    blobs = [real.parents[1] / "blobs"] if real.parent.name == "snapshots" else []
+    return [str(real), *map(str, blobs)]
+
+
+def _unicode(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair, which JSON can spell
+        raise ValueError(f"{where}: {text!r} is not Unicode text") from None
+    return text
+
+
+def _text(text: Any, column: str, where: str) -> str | None:
+    if not isinstance(text, str | int | float | None):
+        raise ValueError(f"{where}: column {column!r} must hold text, it is {text!r}")
+    return _unicode(str(text), where) if text is not None and str(text).strip() else None
 
 
 def _numbered_rows(manifest: Path) -> Iterator[tuple[str, dict]]:
@@ -67,6 +120,8 @@ def _numbered_rows(manifest: Path) -> Iterator[tuple[str, dict]]:
                 yield from _json_rows(manifest, lines)
     except UnicodeDecodeError as error:
         raise ValueError(f"{manifest}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except csv.Error as error:
+        raise ValueError(f"{manifest}: not a table ({error})") from None
 
 
 def _csv_rows(manifest: Path, lines) -> Iterator[tuple[str, dict]]:
@@ -75,6 +130,8 @@ def _csv_rows(manifest: Path, lines) -> Iterator[tuple[str, dict]]:
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
     header = next(reader, [])
+    if len(set(header)) < len(header):
+        raise ValueError(f"{manifest}: two columns have the same name ({', '.join(header)})")
     for fields in reader:
         where = f"{manifest}, line {reader.line_num}"
         if fields and len(fields) != len(header):
@@ -89,13 +146,19 @@ def _csv_rows(manifest: Path, lines) -> Iterator[tuple[str, dict]]:
 def _json_rows(manifest: Path, lines) -> Iterator[tuple[str, dict]]:
     first = lines.read(1)
     lines.seek(0)
-    rows = json.load(lines) if first == "[" else (line for line in lines if line.strip())
+    if first == "[":
+        rows = _json(lines.read(), str(manifest))
+    else:
+        rows = (_json(line, f"{manifest}, row {n}") for n, line in enumerate(filter(str.strip, lines), start=1))
     for number, row in enumerate(rows, start=1):
         where = f"{manifest}, row {number}"
-        try:
-            row = json.loads(row) if isinstance(row, str) else row
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a row must be an object with named columns, it is {row!r}")
         yield where, row
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or nested too deeply
+        raise ValueError(f"{where}: not JSON ({error})") from None

@@ -6,15 +6,19 @@ from transformers import AutoProcessor, ProcessorMixin
 
 
 def load_processor(checkpoint: str | Path) -> ProcessorMixin:
-    """The feature extractor and the tokenizer of a checkpoint, as one processor.
+    """The feature extractor and the tokenizer of a checkpoint, as one processor; code that it carries is not run.
 
     Raises:
-        ValueError: it has no processor, or only half of one.
+        ValueError: it has no processor, only half of one, or one that is damaged or needs code of its own.
+        OSError: as Transformers says it.
     """
     try:
-        processor = AutoProcessor.from_pretrained(checkpoint)
-    except ValueError as error:
-        raise ValueError(f"{checkpoint} has no processor that can be loaded{_ADVICE}") from error
+        processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files fail in as many ways as there are
+        without = " without running code of its own" if "trust_remote_code" in str(error) else ""
+        raise ValueError(f"{checkpoint} has no processor that can be loaded{without}{_ADVICE}") from error
     for part in ("feature_extractor", "tokenizer"):
         if not hasattr(processor, part):
             raise ValueError(f"{checkpoint} has a {type(processor).__name__} but no {part}{_ADVICE}")

@@ -1,5 +1,6 @@
 """The speech recognition pipeline with a depth: Transformers' own, plus `num_active_layers` and `active_layers`."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..evaluation.latency import LatencyModel, calibrate_latency, check_latency_
 from ..models import DYNAMIC_CLASSES
 
 TASK = "automatic-speech-recognition"
+_CALIBRATING = threading.Lock()  # threads that did it at once would measure each other
 
 
 class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
@@ -23,6 +25,8 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     instead: the device is calibrated once (see `hf_dld.evaluation.calibrate_latency`), and each forward pass, of an
     utterance or of a chunk with `chunk_length_s`, runs the deepest model that is predicted to keep so many seconds for
     audio of its length. Decoding audio is not in the budget. A budget that no depth keeps is an error.
+
+    Threads may share a pipeline, each call with its own depth: nothing of a call stays in the pipeline or the model.
 
     Audio is decoded with soundfile and resampled with soxr: paths, bytes, arrays and dicts at any sampling rate need
     neither ffmpeg nor torchaudio.
@@ -77,8 +81,9 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             raise ValueError(f"latency_budget_s chooses the depth itself: give it without {depth[0]}")
         else:
             check_latency_budget(latency_budget_s)
-            if self.latency_model is None:
-                self.latency_model = calibrate_latency(self.model, self.feature_extractor.sampling_rate)
+            with _CALIBRATING:
+                if self.latency_model is None:
+                    self.latency_model = calibrate_latency(self.model, self.feature_extractor.sampling_rate)
             forward_params["active_layers"] = None
         forward_params["latency_budget_s"] = latency_budget_s
         return preprocess_params, forward_params, postprocess_params

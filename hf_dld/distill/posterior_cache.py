@@ -57,9 +57,7 @@ class PosteriorCache:
             try:
                 self.opened[path] = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise ValueError(
-                    f"{path} is not a whole file of teacher posteriors ({error}): remove it and start again."
-                ) from error
+                raise _damaged(path, error) from error
         return self.opened[path]
 
     def __contains__(self, key: str) -> bool:
@@ -67,8 +65,17 @@ class PosteriorCache:
 
     def __getitem__(self, key: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities (frames, top + 1) and tokens (frames, top) of an utterance."""
-        shard = self._open(self.shards[key])
-        return shard.get_tensor(f"{key}.log_probs"), shard.get_tensor(f"{key}.tokens")
+        path = self.shards[key]
+        try:
+            log_probs, tokens = (self._open(path).get_tensor(f"{key}.{part}") for part in ("log_probs", "tokens"))
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
+        fits = log_probs.ndim == tokens.ndim == 2 and len(log_probs) == len(tokens)
+        # as `losses.truncate_posteriors` makes them: one column less where all tokens are kept
+        fits = fits and log_probs.shape[1] - tokens.shape[1] in (0, 1) and log_probs.is_floating_point()
+        if not fits or tokens.is_floating_point() or log_probs.isnan().any() or (tokens < 0).any():
+            raise _damaged(path, f"{key}: {tuple(log_probs.shape)} log-probabilities of {tuple(tokens.shape)} tokens")
+        return log_probs, tokens
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "opened": {}}  # each worker process maps the files itself
@@ -97,6 +104,10 @@ class PosteriorCache:
                 "some space and start again to go on from them."
             ) from error
         self.refresh()
+
+
+def _damaged(path: Path, detail: Any) -> ValueError:
+    return ValueError(f"{path} is not a whole file of teacher posteriors ({detail}): remove it and start again.")
 
 
 @dataclass

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .stored import parse, read_json
+
 
 @dataclass
 class DepthDraw:
@@ -94,12 +96,8 @@ class DepthReport:
     def from_json(cls, path: str | Path) -> "DepthReport":
         """Read what `to_json` of this or an earlier version wrote; a file that holds no report is a ValueError."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = [DepthRow(**row) for row in values.pop("rows")]
-            for row in rows:
-                row.draws = [DepthDraw(**draw) for draw in row.draws]
-            return cls(**values, rows=rows)
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            return parse(read_json(path), cls, "the report")
+        except ValueError as error:
             raise ValueError(f"{path} holds no depth report: {error}") from None
 
     def to_csv(self, path: str | Path) -> None:

@@ -1,5 +1,7 @@
 """Is one model better than another at a depth, on the same utterances? A paired bootstrap."""
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,34 +44,48 @@ def paired_differences(first: str | Path, second: str | Path, seed: int = 0) -> 
         ValueError: a report without errors of each utterance, other utterances, or no depth in common.
     """
     reports = [DepthReport.from_json(path) for path in (first, second)]
-    with _load_errors(first, reports[0]) as errors, _load_errors(second, reports[1]) as other:
-        if not np.array_equal(errors["text"], other["text"]):
-            raise ValueError(
-                f"{first} and {second} are not about the same utterances in the same order ({len(errors['text'])} and "
-                f"{len(other['text'])}): their errors cannot be compared one by one"
-            )
-        depths = sorted(
-            {row.num_active_layers for row in reports[0].rows} & {r.num_active_layers for r in reports[1].rows}
+    depths = sorted({row.num_active_layers for row in reports[0].rows} & {r.num_active_layers for r in reports[1].rows})
+    errors, other = (_load_errors(path, report, depths) for path, report in zip((first, second), reports, strict=True))
+    if not np.array_equal(errors["text"], other["text"]):
+        raise ValueError(
+            f"{first} and {second} are not about the same utterances in the same order ({len(errors['text'])} and "
+            f"{len(other['text'])}): their errors cannot be compared one by one"
         )
-        if not depths:
-            raise ValueError(f"{first} and {second} have no depth in common")
-        differences = []
-        for depth in depths:
-            draws = [max(1, len(report.row(depth).draws)) for report in reports]
-            name = f"word_errors_{depth}"
-            columns = [errors[name], other[name], errors["words"]]
-            counts = np.stack([column.astype(np.int64) for column in columns], axis=1)
-            differences.append(_difference(depth, counts, draws, seed))
+    if not depths:
+        raise ValueError(f"{first} and {second} have no depth in common")
+    differences = []
+    for depth in depths:
+        draws = [max(1, len(report.row(depth).draws)) for report in reports]
+        name = f"word_errors_{depth}"
+        counts = np.stack([errors[name], other[name], errors["words"]], axis=1).astype(np.int64)
+        differences.append(_difference(depth, counts, draws, seed))
     return differences
 
 
-def _load_errors(path: str | Path, report: DepthReport) -> np.lib.npyio.NpzFile:
+def _load_errors(path: str | Path, report: DepthReport, depths: Sequence[int]) -> dict[str, np.ndarray]:
+    """The checksums of the references, their words, and the word errors at each depth, a number for each utterance."""
     if report.errors_file is None:
         raise ValueError(f"{path} has no errors of each utterance: evaluate again with errors_path")
     file = Path(path).parent / report.errors_file
+    if file.name != report.errors_file:
+        raise ValueError(f"{path} says that its errors are in {report.errors_file!r}: they must be in a file beside it")
     if not file.is_file():
         raise ValueError(f"{file} is missing, which holds the errors of each utterance of {path}")
-    return np.load(file, allow_pickle=False)
+    names = ("text", "words", *(f"word_errors_{depth}" for depth in depths))
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # a few bytes may unpack to any number: 8 for each utterance, and a header, are the most there can be
+            largest = max(archive.getinfo(f"{name}.npy").file_size for name in names)
+        if largest > 8 * report.utterances + 4096:
+            raise ValueError(f"{largest:,} bytes for {report.utterances:,} utterances")
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in names}
+        for name, array in arrays.items():
+            if array.shape != (report.utterances,) or array.dtype.kind not in "iu":
+                raise ValueError(f"{name} is {array.dtype} {array.shape} for {report.utterances:,} utterances")
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file} does not hold the errors of each utterance of {path}: {error}") from None
+    return arrays
 
 
 def _difference(depth: int, counts: np.ndarray, draws: Sequence[int], seed: int) -> PairedDifference:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from ..models.depth import check_depth_schedule, check_num_hidden_layers
 from .layer_sets import LayerSetScorer, SearchCost
+from .stored import parse, read_json
 
 Beam = list[tuple[float, tuple[int, ...]]]
 
@@ -38,8 +40,18 @@ class DepthSchedule:
 
     @classmethod
     def from_json(cls, path: str | Path) -> "DepthSchedule":
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        return cls(**{**fields, "cost": SearchCost(**fields["cost"])})
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: a file that holds no schedule, or one that no model could use.
+        """
+        try:
+            schedule = parse(read_json(path), cls, "the schedule")
+            check_num_hidden_layers(len(schedule.layers))
+            check_depth_schedule(schedule.layers, len(schedule.layers))
+        except ValueError as error:
+            raise ValueError(f"{path} holds no depth schedule: {error}") from None
+        return schedule
 
     def apply_to(self, config: PreTrainedConfig) -> None:
         """Make these the layers that a dynamic model of this configuration uses for a count, saved with it.
@@ -51,8 +63,8 @@ class DepthSchedule:
             raise ValueError(
                 f"This schedule is one for {len(self.layers)} layers, and the encoder has {config.num_hidden_layers}."
             )
+        check_depth_schedule(self.layers, config.num_hidden_layers)
         config.depth_schedule, config.layer_selection = [list(layers) for layers in self.layers], "schedule"
-        config.check_depth()
 
 
 def search_depth_schedule(
@@ -144,7 +156,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def _read_progress(path: Path, search: dict[str, Any]) -> tuple[list[Beam], SearchCost]:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         earlier = stored["search"]
         beams = [[(score, tuple(layers)) for score, layers in beam] for beam in stored["beams"]]
         cost = SearchCost(**stored["cost"])

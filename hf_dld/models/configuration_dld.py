@@ -1,9 +1,10 @@
 """Configurations of the dynamic models: the stock configuration plus which layers run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from packaging.version import parse
+from packaging.version import InvalidVersion, parse
 from transformers import PreTrainedConfig, Wav2Vec2ConformerConfig, WavLMConfig
 
 from .depth import (
@@ -11,6 +12,7 @@ from .depth import (
     check_active_layers,
     check_depth_schedule,
     check_num_active_layers,
+    check_num_hidden_layers,
     check_present,
     select_layers,
 )
@@ -30,6 +32,7 @@ class DynamicDepthConfigMixin:
 
     def check_depth(self) -> None:
         """Raise `ValueError` if the depth fields are impossible for `num_hidden_layers`."""
+        check_num_hidden_layers(self.num_hidden_layers)
         if self.layer_selection not in LAYER_SELECTIONS:
             raise ValueError(f"layer_selection must be one of {LAYER_SELECTIONS}; got {self.layer_selection!r}.")
         if self.depth_schedule is not None:
@@ -95,11 +98,13 @@ class DynamicDepthConfigMixin:
         fields = self.to_dict()
         for name in (*_DEPTH_FIELDS, "model_type", "architectures", "auto_map"):
             fields.pop(name, None)
-        return self.stock_config_class.from_dict({**fields, "num_hidden_layers": num_hidden_layers})
+        with readable_config():
+            return self.stock_config_class.from_dict({**fields, "num_hidden_layers": num_hidden_layers})
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        with readable_config():
+            config_dict, kwargs = super().get_config_dict(*args, **kwargs)
         if not config_dict:  # Transformers would go on with the default configuration
             raise OSError(f"{args[0]} has no config.json, so it is not a checkpoint.")
         # a stock checkpoint is meant to load here, so the warning about its model_type would only scare
@@ -115,12 +120,24 @@ class DynamicDepthConfigMixin:
         if "num_active_layers" in depth:
             depth.setdefault("active_layers", None)
         prune_inactive_layers = kwargs.pop("prune_inactive_layers", False)
-        fields = {**config_dict, **depth}
-        check_version(fields.pop("hf_dld_version", VERSION), fields, cls)
-        loaded = super().from_dict(fields, **kwargs)
+        with readable_config():
+            fields = {**config_dict, **depth}
+            check_version(fields.pop("hf_dld_version", VERSION), fields, cls)
+            loaded = super().from_dict(fields, **kwargs)
         if prune_inactive_layers:
             (loaded[0] if isinstance(loaded, tuple) else loaded).prune_inactive_layers()
         return loaded
+
+
+@contextmanager
+def readable_config() -> Iterator[None]:
+    """Turn whatever a damaged config.json makes of Transformers' reader into a `ValueError`."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f"config.json cannot be used ({type(error).__name__}: {error}).") from error
 
 
 def check_version(saved_by: str, fields: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
@@ -131,7 +148,11 @@ def check_version(saved_by: str, fields: dict[str, Any], config_class: type[PreT
         fields: what it saved.
         config_class: what it is loaded into.
     """
-    if parse(saved_by) <= parse(VERSION):
+    try:
+        newer = parse(saved_by) > parse(VERSION)
+    except (InvalidVersion, TypeError):
+        raise ValueError(f"hf_dld_version={saved_by!r} in config.json is not a version.") from None
+    if not newer:
         return
     known = {*config_class().to_dict(), "auto_map"}
     unknown = sorted(name for name in fields if name not in known)

@@ -9,6 +9,16 @@ from collections.abc import Sequence
 
 LAYER_SELECTIONS = ("even", "first", "schedule")
 DEPTH_SAMPLINGS = ("bernoulli", "uniform", "selection", "sandwich")
+MAX_HIDDEN_LAYERS = 1000  # a damaged config.json may ask for any number, and building them would never end
+
+
+def check_num_hidden_layers(num_hidden_layers: int) -> None:
+    """Raise `ValueError` unless it is an integer from 1 to `MAX_HIDDEN_LAYERS`."""
+    is_integer = isinstance(num_hidden_layers, int) and not isinstance(num_hidden_layers, bool)
+    if not is_integer or not 1 <= num_hidden_layers <= MAX_HIDDEN_LAYERS:
+        raise ValueError(
+            f"num_hidden_layers must be an integer from 1 to {MAX_HIDDEN_LAYERS}; got {num_hidden_layers!r}."
+        )
 
 
 def check_num_active_layers(num_active_layers: int, num_hidden_layers: int) -> int:
@@ -36,7 +46,7 @@ def check_active_layers(
         name: what the error calls them.
     """
     try:
-        if isinstance(active_layers, str) or any(isinstance(index, bool) for index in active_layers):
+        if isinstance(active_layers, str | dict) or any(isinstance(index, bool) for index in active_layers):
             raise TypeError
         indices = tuple(operator.index(index) for index in active_layers)
     except TypeError:
@@ -64,7 +74,12 @@ def check_present(active_layers: Sequence[int], pruned_layers: Sequence[int], nu
 
 def check_depth_schedule(depth_schedule: Sequence[Sequence[int]], num_hidden_layers: int) -> None:
     """Raise `ValueError` unless `depth_schedule[k - 1]` names k layers for every k from 1 to `num_hidden_layers`."""
-    lengths = [len(layers) for layers in depth_schedule]
+    try:
+        lengths = [len(layers) for layers in depth_schedule]
+    except TypeError:
+        raise ValueError(
+            f"depth_schedule must be a list of lists of layer indices; got {depth_schedule!r:.200}."
+        ) from None
     if lengths != list(range(1, num_hidden_layers + 1)):
         raise ValueError(
             f"depth_schedule must list, for every count from 1 to {num_hidden_layers}, that many layer indices; "

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
@@ -38,6 +39,13 @@ def explained_errors(checkpoint: Any, subfolder: str = "", *, pickle_refused: bo
             f"{checkpoint} has its weights in {local[0] if local else 'pytorch_model.bin'}, a pickle, and none in "
             "safetensors. Pickles are only loaded when asked for, because they can hold more than weights: if you "
             "trust their source, pass use_safetensors=False, and save_pretrained() then writes model.safetensors."
+        ) from error
+    except (ValueError, ImportError, CheckpointError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a config.json that was damaged fails in as many ways as it has fields
+        raise CheckpointError(
+            f"{checkpoint} cannot be loaded ({type(error).__name__}: {error}). Without a mistake in the arguments, its "
+            "config.json is damaged or of another kind of model."
         ) from error
 
 

@@ -1,3 +1,5 @@
+import io
+import os
 import pickle
 
 import numpy as np
@@ -6,6 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_dld.data import audio as audio_module
 from hf_dld.data.audio import AudioError, decode_audio
 
 
@@ -113,6 +116,70 @@ def test_samples_that_are_not_finite(tmp_path, value):
 def test_objects_that_are_not_audio(audio, problem):
     with pytest.raises(AudioError, match=f"audio in memory: {problem}"):
         decode_audio(audio, 16_000)
+
+
+@pytest.mark.parametrize(
+    ("audio", "problem"),
+    [
+        ({"bytes": "a.wav"}, "no audio in it"),
+        ({"path": 3}, "no audio in it"),
+        ({"array": [[0.0], [0.1, 0.2]], "sampling_rate": 8000}, "not samples"),
+        ({"array": [0.0], "sampling_rate": "fast"}, "samples without a usable 'sampling_rate' .it is 'fast'"),
+        ({"array": [0.0], "sampling_rate": np.nan}, "samples without a usable 'sampling_rate' .it is nan"),
+        ({"array": [0.0], "sampling_rate": 10**400}, "samples without a usable 'sampling_rate'"),
+        # finite, but neither after resampling nor when brought to unit variance
+        (
+            {"array": [3e38, -3e38] * 100, "sampling_rate": 44_100},
+            r"samples that are no sound .up to 3e\+38",
+        ),
+    ],
+)
+def test_objects_that_are_hardly_audio(audio, problem):
+    with pytest.raises(AudioError, match=problem):
+        decode_audio(audio, 16_000)
+
+
+def flac(samples: int, claimed: int) -> bytes:
+    """Silence, of which the header says something else: 36 bits within a 64-bit field."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(samples), 16_000, format="FLAC")
+    content = bytearray(file.getvalue())
+    field = int.from_bytes(content[18:26], "big")
+    content[18:26] = (field >> 36 << 36 | claimed).to_bytes(8, "big")
+    return bytes(content)
+
+
+def test_a_header_that_lies_about_its_length():
+    with pytest.raises(AudioError, match=r"too long to decode \(68,719,476,735 samples, and at most 1,073,741,824 fit"):
+        decode_audio(flac(4000, claimed=2**36 - 1), 16_000)
+    with pytest.raises(AudioError, match="a header without a length .as when written to a pipe"):
+        decode_audio(flac(4000, claimed=0), 16_000)
+    with pytest.raises(AudioError, match="not audio that libsndfile can decode"):
+        decode_audio(flac(4000, claimed=2**29), 16_000)
+    assert len(decode_audio(flac(4000, claimed=3000), 16_000)) == 3000
+
+
+def test_a_few_bytes_that_stand_for_many_samples(monkeypatch):
+    bomb = flac(2**18, claimed=2**18)
+    assert len(bomb) < 1000
+    decode_audio(bomb, 16_000)
+    monkeypatch.setattr(audio_module, "MAX_SAMPLES", 2**17)
+    for audio in (bomb, {"array": np.zeros(1000), "sampling_rate": 8}):
+        with pytest.raises(AudioError, match="too long to decode .* at most 131,072 fit; split it") as caught:
+            decode_audio(audio, 16_000)
+        assert caught.value.reason == "too long to decode"
+
+
+def test_files_that_never_end(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "device.wav").symlink_to("/dev/zero")
+    for name in ("pipe.wav", "device.wav"):
+        with pytest.raises(AudioError, match=f"{name}: not a regular file"):
+            decode_audio(tmp_path / name, 16_000)
+    with open(tmp_path / "sparse.wav", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(AudioError, match=r"sparse.wav: too large to read \(1,099,511,627,776 bytes, and at most 4,29"):
+        decode_audio(tmp_path / "sparse.wav", 16_000)
 
 
 @pytest.mark.parametrize("rate_hz", [0, -1, 16_000.0, "16000", None])

@@ -1,3 +1,6 @@
+import tarfile
+import zipfile
+
 import datasets
 import pytest
 from datasets import Audio, Dataset
@@ -92,6 +95,69 @@ def test_paths_that_leave_the_corpus_folder_are_refused(tmp_path, path, streamin
         list(load_speech_dataset(manifest, streaming=streaming))
 
 
+@pytest.mark.parametrize("link", ["secret.wav", "secret/a.wav"])
+def test_links_that_leave_the_corpus_folder_are_refused(tmp_path, write_audio, link):
+    write_audio("world/secret/a.wav")
+    corpus = tmp_path / "world" / "corpus"
+    corpus.mkdir()
+    (corpus / link.split("/")[0]).symlink_to("../secret" if "/" in link else "../secret/a.wav")
+    (corpus / "m.csv").write_text(f"audio,text\n{link},TWO\n")
+    with pytest.raises(ValueError, match=r"m\.csv, line 2: .* leaves the corpus folder .*: audio_root='/'"):
+        load_speech_dataset(corpus / "m.csv")
+    for root in ("/", tmp_path / "world"):
+        path = link if root == "/" else f"corpus/{link}"
+        (corpus / "m.csv").write_text(f"audio,text\n{corpus / link if root == '/' else path},TWO\n")
+        dataset = load_speech_dataset(corpus / "m.csv", audio_root=root)
+        assert decode_audio(dataset[0]["audio"], 16_000).shape == (8000,)
+
+
+def test_links_within_the_corpus_and_those_of_the_hub_s_cache_are_fine(tmp_path, write_audio):
+    write_audio("hub/blobs/3f2a", format="WAV")
+    corpus = tmp_path / "hub" / "snapshots" / "main"
+    (corpus / "train").mkdir(parents=True)
+    (corpus / "train" / "a.wav").symlink_to("../../../blobs/3f2a")
+    (corpus / "train" / "b.wav").symlink_to("a.wav")
+    (corpus / "all").symlink_to("train")
+    (corpus / "m.csv").write_text("audio,text\ntrain/a.wav,ONE\nall/b.wav,TWO\n")
+    dataset = load_speech_dataset(corpus / "m.csv")
+    assert [decode_audio(row["audio"], 16_000).shape for row in dataset] == [(8000,)] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tables_that_name_files_elsewhere(tmp_path, write_audio, streaming):
+    (tmp_path / "hub").mkdir()
+    inside, outside = write_audio("hub/a.wav"), write_audio("secret.wav")
+    table = tmp_path / "hub" / "train.parquet"
+    # neither within the cache, where `datasets` unpacks
+    back = f"{datasets.config.HF_DATASETS_CACHE}/..{outside}" if streaming else outside
+    for path in (inside, back):
+        features = datasets.Features({"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+                                      "text": datasets.Value("string")})  # fmt: skip
+        rows = {"audio": [{"bytes": None, "path": str(path)}], "text": ["ONE"]}
+        Dataset.from_dict(rows, features).to_parquet(table)
+        if path == inside:
+            row = next(iter(load_speech_dataset(tmp_path / "hub", streaming=streaming)))
+            assert decode_audio(row["audio"], 16_000).shape == (8000,)
+            table.unlink()
+    with pytest.raises(ValueError, match="audio path .*secret.wav' leaves the corpus folder .*hub; only files"):
+        next(iter(load_speech_dataset(tmp_path / "hub", streaming=streaming)))
+
+
+def test_archives_that_unpack_to_more_than_there_is_room_for(tmp_path):
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.wav", bytes(10_000_000))
+    with pytest.raises(ValueError, match=r"clips.zip has [\d,]+ bytes and would unpack to 10,000,000; at most 100"):
+        load_speech_dataset(tmp_path)
+    (tmp_path / "clips.zip").unlink()
+    (tmp_path / "a.wav").write_bytes(bytes(1000))
+    cases = [("w:gz", "a.wav", "not a whole, uncompressed TAR archive"), ("w", "a.txt.gz", "a.txt.gz is compressed")]
+    for mode, name, message in cases:
+        with tarfile.open(tmp_path / "clips.tar", mode) as archive:
+            archive.add(tmp_path / "a.wav", name)
+        with pytest.raises(ValueError, match=f"clips.tar.*{message}"):
+            load_speech_dataset(tmp_path)
+
+
 def test_an_absolute_path_inside_the_corpus_is_fine(tmp_path, write_audio):
     path = write_audio("clips/a.wav", 0.1)
     (tmp_path / "m.csv").write_text(f"audio,text\n{path},ONE\n")
@@ -127,6 +193,13 @@ def test_an_absolute_path_inside_the_corpus_is_fine(tmp_path, write_audio):
         ("m.csv", "audio,words\na,ONE\n", "which column holds the text. Of audio, words, none is called text"),
         ("m.jsonl", '{"audio": "a.wav", "text": "A"}\n{oops}\n', "m.jsonl, row 2: not JSON"),
         ("m.jsonl", "3\n", "m.jsonl, row 1: a row must be an object with named columns, it is 3"),
+        ("m.json", "[" * 100_000, "m.json: not JSON .*recursion"),
+        ("m.json", '[{"audio": "a.wav"}', "m.json: not JSON .Expecting"),
+        ("m.jsonl", '{"audio": ' + "1" * 5000, "m.jsonl, row 1: not JSON .*4300 digits"),
+        ("m.jsonl", '{"audio": "\\ud800.wav", "text": "A"}', "m.jsonl, row 1: '.ud800.wav' is not Unicode text"),
+        ("m.jsonl", '{"audio": "a.wav", "text": ["A"]}', "row 1: column 'text' must hold text, it is .'A'"),
+        ("m.csv", "audio,text\n" + "a" * 200_000, r"m.csv: not a table \(field larger than field limit"),
+        ("m.csv", "audio,text,text\na.wav,A,B\n", r"m.csv: two columns have the same name \(audio, text, text\)"),
         ("m.txt", "a.wav ONE\n", "m.txt is not a manifest: its name must end in one of .csv, .tsv, .json, .jsonl"),
     ],
 )

@@ -1,8 +1,10 @@
 """The pipeline: the depth of a model, of a pipeline and of a call; any audio; stock models as they always were."""
 
 import io
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from hf_dld.data import decode_audio
 from hf_dld.evaluation import LatencyModel
 
 TASK = "automatic-speech-recognition"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +192,13 @@ def test_latency_budget_on_this_device(checkpoints, samples, monkeypatch):
     folder = str(checkpoints / "dynamic")
     recognise = pipeline(TASK, model=folder, latency_budget_s=60)
     assert recognise(samples)["text"] == text_of(folder, samples, num_active_layers=NUM_LAYERS)
+
+
+def test_under_load(samples, monkeypatch):
+    """Four threads, each call at another depth: the depth of one call never reaches another, and nothing piles up."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    benchmark = runpy.run_path(str(BENCHMARKS / "pipeline_load.py"))
+    clips = [samples[:16_000], samples]
+    load = benchmark["run_load"](benchmark["make_pipeline"](), clips, threads=4, seconds=3)
+    assert load.calls > 20 and load.wrong == 0
+    assert load.end_mb < load.start_mb + 20

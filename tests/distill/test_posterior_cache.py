@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_dynamic, make_stock
+from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from hf_dld import DataCollatorCTC, DLDTrainer
@@ -227,6 +228,20 @@ class TestBadInput:
         shard.write_bytes(shard.read_bytes()[:100])
         with pytest.raises(ValueError, match=f"{shard} is not a whole file of teacher posteriors .*: remove it and"):
             PosteriorCache(tmp_path)
+
+    @pytest.mark.parametrize(
+        "tensors",
+        [
+            {"key.tokens": torch.ones(5, 2)},
+            {"key.log_probs": torch.zeros(5, 4), "key.tokens": torch.ones(5, 2, dtype=torch.int16)},
+            {"key.log_probs": torch.zeros(5, 3), "key.tokens": -torch.ones(5, 2, dtype=torch.int16)},
+            {"key.log_probs": torch.full((5, 3), torch.nan), "key.tokens": torch.ones(5, 2, dtype=torch.int16)},
+        ],
+    )
+    def test_a_shard_of_something_else(self, tmp_path, tensors):
+        save_file(tensors, tmp_path / "shard.safetensors")
+        with pytest.raises(ValueError, match="shard.safetensors is not a whole file of teacher posteriors .*key"):
+            PosteriorCache(tmp_path)["key"]
 
     def test_no_room(self, tmp_path, processor, dataset, teacher):
         (tmp_path / "file").touch()

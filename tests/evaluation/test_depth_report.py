@@ -49,6 +49,35 @@ def test_json_of_something_else(content, tmp_path):
         DepthReport.from_json(tmp_path / "report.json")
 
 
+ROW = {"num_active_layers": 1, "active_layers": [0], "parameters": 9, "wer": 0.5, "cer": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 3}, "the report.rows must be .*; it is 3"),
+        ({"words": "many"}, "the report.words must be int; it is 'many'"),
+        ({"rows": [{**ROW, "wer": None}]}, "wer must"),
+        ({"audio_s": 10**400}, "the report.audio_s must be float"),
+        ({"words": 10**400}, "the report.words must be int"),
+        ({"notes": []}, "the report has the unknown field 'notes'"),
+    ],
+)
+def test_fields_of_another_kind_are_named(report, change, message, tmp_path):
+    report.to_json(tmp_path / "report.json")
+    stored = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**stored, **change}))
+    with pytest.raises(ValueError, match=f"report.json holds no depth report: .*{message}"):
+        DepthReport.from_json(tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"1" * 5000])
+def test_what_no_reader_of_json_survives(content, tmp_path):
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ValueError, match="report.json holds no depth report: not JSON"):
+        DepthReport.from_json(tmp_path / "report.json")
+
+
 def test_unknown_depth(report):
     with pytest.raises(ValueError, match=r"the report 'tiny' has no depth 2; it has \[1, 4\]"):
         report.row(2)

@@ -270,6 +270,25 @@ def test_paired_differences(make_dataset, processor, tmp_path):
     other.to_json(tmp_path / "other.json")
     with pytest.raises(ValueError, match=r"not about the same utterances in the same order \(30 and 30\)"):
         paired_differences(tmp_path / "one.json", tmp_path / "other.json")
+    stored = dict(np.load(tmp_path / "other.npz"))
+    for name, array in (
+        ("words", np.array([[1]], dtype=object)),  # a pickle
+        ("words", np.zeros(10**6, dtype=np.int64)),  # a few bytes that unpack to many
+        ("text", np.zeros(3, dtype=np.int64)),
+        ("word_errors_1", np.zeros(30)),
+    ):
+        np.savez_compressed(tmp_path / "other.npz", **{**stored, name: array})
+        with pytest.raises(ValueError, match="other.npz does not hold the errors of each utterance of .*other.json: "):
+            paired_differences(tmp_path / "one.json", tmp_path / "other.json")
+    (tmp_path / "other.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="other.npz does not hold the errors.*not a zip file"):
+        paired_differences(tmp_path / "one.json", tmp_path / "other.json")
+    other.errors_file = "../secret.npz"
+    other.to_json(tmp_path / "other.json")
+    with pytest.raises(ValueError, match="other.json says that its errors are in '../secret.npz': they must"):
+        paired_differences(tmp_path / "one.json", tmp_path / "other.json")
+    other.errors_file = "other.npz"
+    other.to_json(tmp_path / "other.json")
     (tmp_path / "other.npz").unlink()
     with pytest.raises(ValueError, match="other.npz is missing"):
         paired_differences(tmp_path / "one.json", tmp_path / "other.json")

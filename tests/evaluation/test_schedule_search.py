@@ -19,6 +19,7 @@ from hf_dld.evaluation.layer_sets import count_layer_calls
 
 ALL = tuple(range(NUM_LAYERS))
 ALL_SETS = [layers for count in range(1, NUM_LAYERS + 1) for layers in itertools.combinations(ALL, count)]
+EMPTY = '{"layers": [], "scores": [], "objective": "", "beam_size": 1, "utterances": 1, "seed": 0, "cost": {}}'
 PROCESSOR = build_character_processor(["abcdefghi"])
 
 
@@ -196,6 +197,15 @@ def test_schedule_becomes_the_default_choice_of_a_checkpoint(dataset, batch, tmp
     assert loaded.active_layers == tuple(schedule.layers[1])
     with pytest.raises(ValueError, match="one for 4 layers, and the encoder has 3"):
         schedule.apply_to(make_dynamic("wavlm", num_hidden_layers=3).config)
+    schedule.layers[0], config = [7], make_dynamic("wavlm").config
+    with pytest.raises(ValueError, match="strictly ascending layer indices from 0 to 3"):
+        schedule.apply_to(config)
+    assert config.layer_selection == "even" and config.depth_schedule is None
+    schedule.to_json(tmp_path / "schedule.json")
+    for content in ((tmp_path / "schedule.json").read_text(), "{", "[]", '{"layers": 3}', EMPTY):
+        (tmp_path / "schedule.json").write_text(content)
+        with pytest.raises(ValueError, match="schedule.json holds no depth schedule: "):
+            DepthSchedule.from_json(tmp_path / "schedule.json")
 
 
 def test_sample_is_seeded(dataset):

@@ -1,6 +1,7 @@
 """Damaged checkpoints, pickles, and checkpoints of newer versions: each is refused with its reason, or works."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -164,6 +165,63 @@ def test_unknown_settings_of_this_version(checkpoint):
     assert_refused(
         checkpoint, r"layer_selection must be one of \('even', 'first', 'schedule'\); got 'learned'", ValueError
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"depth_schedule": 3}, "depth_schedule must be a list of lists of layer indices; got 3"),
+        ({"depth_schedule": [1, 2, 3, 4]}, "depth_schedule must be a list of lists"),
+        ({"active_layers": {"0": 1}}, "active_layers must be strictly ascending layer indices"),
+        # building them would take forever
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be an integer from 1 to 1000; got 1000000000"),
+        ({"num_hidden_layers": "four"}, "num_hidden_layers must be an integer|num_hidden_layers"),
+        ({"hf_dld_version": 7}, "hf_dld_version=7 in config.json is not a version"),
+        ({"hf_dld_version": "new"}, "hf_dld_version='new' in config.json is not a version"),
+        ({"conv_bias": []}, "config.json cannot be used .*conv_bias"),
+    ],
+)
+def test_impossible_configurations(checkpoint, fields, message):
+    edit_config(checkpoint, **fields)
+    with pytest.raises(ValueError, match=message):
+        hf_dld.DLDWavLMForCTC.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("fields", [{"hidden_act": "gelux"}, {"num_attention_heads": 0}])
+def test_a_configuration_that_no_model_can_be_built_of(checkpoint, fields):
+    edit_config(checkpoint, **fields)
+    with pytest.raises(CheckpointError, match=f"{checkpoint} cannot be loaded .*config.json is damaged"):
+        hf_dld.DLDWavLMForCTC.from_pretrained(checkpoint)
+
+
+class Canary:
+    """Pickled, it makes a file where it is loaded."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+def test_no_code_of_a_checkpoint_runs(checkpoint):
+    file = checkpoint / "canary"
+    (checkpoint / "code.py").write_text(f"open({str(file)!r}, 'w')\nclass Mine: pass\n")
+    for name in ("processor_config.json", "tokenizer_config.json", "config.json"):
+        path = checkpoint / name
+        code = dict.fromkeys(("AutoProcessor", "AutoModelForCTC", "AutoConfig"), "code.Mine")
+        code["AutoTokenizer"] = ["code.Mine", "code.Mine"]
+        fields = {"auto_map": code, "processor_class": "Mine", "tokenizer_class": "Mine"}
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    assert AutoModelForCTC.from_pretrained(checkpoint), "the class of its model_type is known here"
+    with pytest.raises(ValueError, match="has no processor that can be loaded without running code of its own: save"):
+        load_processor(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(Canary(file), checkpoint / "pytorch_model.bin")
+    for options in ({}, {"use_safetensors": False}):
+        with pytest.raises((CheckpointError, ValueError, pickle.UnpicklingError)):
+            AutoModelForCTC.from_pretrained(checkpoint, **options)
+    assert not file.exists()
 
 
 def test_a_missing_processor(checkpoint):
