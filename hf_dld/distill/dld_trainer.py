@@ -119,7 +119,8 @@ class DLDTrainer(CTCTrainer):
         self.self_teaching, self.base_teaching = teacher == "self", teacher == "base"
         self.teacher = None
         if isinstance(teacher, nn.Module):
-            self.teacher = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
+            # whole on every device, where the student may be sharded; FSDP would leave it on the CPU
+            self.teacher = self.accelerator.prepare_model(freeze(teacher), device_placement=True, evaluation_mode=True)
         self.posterior_cache: PosteriorCache | None = None
         self.evaluated_depth: int | None = None
         self.equal_encoders: bool | None = None
@@ -245,7 +246,7 @@ class DLDTrainer(CTCTrainer):
         All passes of the step then use them. SpecAugment and the dropout of the feature projection come after.
         """
         student = self.unwrapped_model
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_sharded:
             return model_inputs  # a sharded model gathers its weights in its own forward pass only
         if not has_frozen_feature_encoder(student):
             return model_inputs

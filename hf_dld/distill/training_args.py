@@ -28,6 +28,10 @@ class SpeechTrainingArguments(TrainingArguments):
     length_column_name: str = field(
         default="input_length", metadata={"help": "Column with each utterance's length in samples."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True,
+        metadata={"help": "Stays on: parameters of skipped layers, and some of stock models, take no part in a step."},
+    )
     max_batch_seconds: float | None = field(
         default=None,
         metadata={
@@ -65,9 +69,6 @@ class LayerDropArguments(SpeechTrainingArguments):
     )
     layerdrop: float = field(
         default=0.5, metadata={"help": "For bernoulli: the probability that a layer is skipped, 0 <= p < 1."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=True, metadata={"help": "Stays on: the parameters of skipped layers take no part in a step."}
     )
 
     def __post_init__(self) -> None:
