@@ -106,15 +106,23 @@ class DLDTrainer(CTCTrainer):
             check_teacher(teacher, model)
         elif teacher == "base":
             check_base_teacher(model)
-        if args.batch_norm == "updated" and isinstance(model, PeftModel) and hasattr(model, "freeze_batch_norm"):
+        has_batch_norm = hasattr(model, "freeze_batch_norm")
+        if args.batch_norm != "frozen" and isinstance(model, PeftModel) and has_batch_norm:
             raise ValueError(
-                'batch_norm="updated" gathers new running statistics in the base model, which a PeftModel does not '
-                'save with its adapters: use batch_norm="frozen".'
+                f'batch_norm="{args.batch_norm}" gathers new running statistics in the base model, which a PeftModel '
+                'does not save with its adapters: use batch_norm="frozen".'
             )
         if args.teacher_cache_dir is not None:
             check_cacheable(teacher, kwargs.get("train_dataset"))
-        if args.batch_norm == "frozen" and hasattr(model, "freeze_batch_norm"):
+        if args.batch_norm == "frozen" and has_batch_norm:
             model.freeze_batch_norm()
+        elif args.batch_norm == "synchronized" and has_batch_norm:
+            if args.device.type in ("cpu", "mps"):
+                raise ValueError(
+                    f'batch_norm="synchronized" is torch\'s SyncBatchNorm, which does not run on {args.device.type}: '
+                    'use "frozen", which needs no synchronization, or "updated".'
+                )
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         super().__init__(model=model, args=args, **kwargs)
         self.self_teaching, self.base_teaching = teacher == "self", teacher == "base"
         self.teacher = None

@@ -11,7 +11,7 @@ from .layer_features import TARGETS
 from .losses import KL_DIRECTIONS
 from .posterior_cache import CACHE_DTYPES
 
-BATCH_NORM_POLICIES = ("frozen", "updated")
+BATCH_NORM_POLICIES = ("frozen", "updated", "synchronized")
 COLLD_OBJECTIVES = ("info_nce", "l1_cosine")
 
 
@@ -128,7 +128,8 @@ class DLDTrainingArguments(LayerDropArguments, CTCTrainingArguments):
         default="frozen",
         metadata={
             "help": "Conformer only. frozen: batch normalisation uses the running statistics that the student starts "
-            "with; updated: statistics of the batch, running statistics gathered over all depths."
+            "with; updated: statistics of each process's batch, running statistics gathered over all depths; "
+            "synchronized: the same over the batches of all processes, on accelerators only."
         },
     )
     eval_depths: list[int] | None = field(
