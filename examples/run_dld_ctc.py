@@ -28,7 +28,6 @@ import transformers
 from accelerate import Accelerator
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCTC, HfArgumentParser, pipeline, set_seed
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 import hf_dld
 from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset, training_stream
@@ -489,7 +488,6 @@ def main() -> None:
         save_whole(args.output_dir, model, processor)
     if trainer.is_sharded:
         trainer.accelerator.wait_for_everyone()
-        unset_hf_deepspeed_config()  # else the model would be loaded in pieces again
         model = student_class(args.output_dir).from_pretrained(args.output_dir).to(args.device)
     before = model_args.student if teacher == "base" else teacher
     table = report_depths(model, processor, splits["test"], before, args, trainer.accelerator)

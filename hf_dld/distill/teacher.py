@@ -54,18 +54,7 @@ def check_cacheable(teacher: Any, train_dataset: Any) -> None:
 
 
 def freeze(teacher: PreTrainedModel) -> PreTrainedModel:
-    """Put the teacher in eval mode (no dropout, no SpecAugment, fixed statistics) and stop its gradients.
-
-    One that was loaded in pieces, as `from_pretrained` does under DeepSpeed's ZeRO-3, becomes whole.
-    """
-    parameters = list(teacher.parameters())
-    if any(hasattr(parameter, "ds_id") for parameter in parameters):
-        import deepspeed  # an optional dependency, which is there if it did that
-
-        whole = type(teacher)(teacher.config)
-        with deepspeed.zero.GatheredParameters(parameters):
-            whole.load_state_dict(teacher.state_dict())
-        teacher = whole
+    """Put the teacher in eval mode (no dropout, no SpecAugment, fixed statistics) and stop its gradients."""
     return teacher.eval().requires_grad_(False)
 
 

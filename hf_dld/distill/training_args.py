@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..models.depth import DEPTH_SAMPLINGS, sample_layers
 from .layer_features import TARGETS
@@ -42,6 +43,7 @@ class SpeechTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        load_whole_models()
         if self.max_batch_seconds is not None and not self.max_batch_seconds > 0:
             raise ValueError(f"max_batch_seconds must be above 0 (seconds); got {self.max_batch_seconds}.")
         if self.accelerator_config.dispatch_batches is None:
@@ -206,6 +208,14 @@ class CoLLDTrainingArguments(LayerDropArguments):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1; got {count}.")
+
+
+def load_whole_models() -> None:
+    """Have `from_pretrained` load whole models where DeepSpeed's ZeRO-3 is on; training shards them all the same.
+
+    In parts it cannot load a weight-normed convolution, which every one of these models has.
+    """
+    unset_hf_deepspeed_config()
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 
 from ..data.batching import SecondsBatchSampler, SeededLengthGroupedSampler
+from .training_args import load_whole_models
 
 logger = logging.get_logger(__name__)
 
@@ -43,6 +44,7 @@ class UtteranceTrainer(Trainer, ABC):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        load_whole_models()  # the teacher and the student again, after training
         self.model_accepts_loss_kwargs = False  # else the Trainer counts tokens, to divide the loss by them
         if self.args.max_batch_seconds is not None and self.train_dataset is not None:
             self.check_durations()
