@@ -8,6 +8,10 @@ Takes a teacher or trains one first (--train_teacher), makes the student, trains
 saves a directory that `pipeline("automatic-speech-recognition")` loads, with a table and a plot of WER against active
 layers. An interrupted run goes on where it was when the same command is repeated. With --lora_r, adapters alone are
 trained, taught by the weights under them; OUTPUT_DIR/adapter keeps them, and OUTPUT_DIR is the merged model.
+
+With several processes (docs/distributed.md):
+
+    accelerate launch --config_file examples/accelerate/ddp.yaml examples/run_dld_ctc.py ...
 """
 
 import json
@@ -21,6 +25,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from accelerate import Accelerator
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCTC, HfArgumentParser, pipeline, set_seed
 
@@ -284,7 +289,10 @@ def make_teacher(
     transcribed = splits["train"].filter(lambda labels: len(labels) > 0, input_columns="labels")
     trainer = hf_dld.CTCTrainer(model=model, args=teacher_args, train_dataset=transcribed, **shared)
     train(trainer)
-    save_whole(folder, trainer.unwrapped_model.to_static(), processor)
+    model = trainer.whole_model()
+    if trainer.is_world_process_zero():
+        save_whole(folder, model.to_static(), processor)
+    trainer.accelerator.wait_for_everyone()
     return str(folder)
 
 
@@ -327,8 +335,13 @@ def make_student(model_args: ModelArguments, teacher: str | None, processor: Any
     )
 
 
-def report_depths(model: Any, processor: Any, test: Any, teacher: str | None, args: Any) -> str:
-    """Evaluate the student, and the teacher merely cut, at every depth; write JSON, a table and a plot."""
+def report_depths(
+    model: Any, processor: Any, test: Any, teacher: str | None, args: Any, accelerator: Accelerator
+) -> str | None:
+    """Evaluate the student, and the teacher merely cut, at every depth; write JSON, a table and a plot.
+
+    All processes share the evaluation; the main one writes, and returns the table.
+    """
     output_dir = Path(args.output_dir)
 
     def evaluate(evaluated: Any, name: str, stem: str) -> DepthReport:
@@ -340,8 +353,10 @@ def report_depths(model: Any, processor: Any, test: Any, teacher: str | None, ar
             batch_size=args.per_device_eval_batch_size,
             cache_dir=output_dir / "depth_report_cache",  # an interrupted evaluation goes on too
             errors_path=output_dir / f"{stem}.errors.npz",
+            accelerator=accelerator,
         )
-        report.to_json(output_dir / f"{stem}.json")
+        if accelerator.is_main_process:
+            report.to_json(output_dir / f"{stem}.json")
         return report
 
     reports = []
@@ -351,6 +366,8 @@ def report_depths(model: Any, processor: Any, test: Any, teacher: str | None, ar
         if cut.config.num_hidden_layers == model.config.num_hidden_layers:
             reports.append(evaluate(cut, "teacher, cut", "teacher_depth_report"))
     reports.append(evaluate(model, "dynamic student", "depth_report"))
+    if not accelerator.is_main_process:
+        return None
     table = compare_markdown(reports)
     table = f"{table}\ndynamic student:\n\n{reports[-1].to_markdown()}"
     (output_dir / "depth_report.md").write_text(table, encoding="utf-8")
@@ -394,8 +411,9 @@ def main() -> None:
     check_lora(model_args)
     if data_args.streaming:
         check_streaming(model_args, args)
-    claim_output_dir(args.output_dir, describe_run(args, model=model_args, data=data_args))
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    if args.process_index == 0:
+        claim_output_dir(args.output_dir, describe_run(args, model=model_args, data=data_args))
+    logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
     datasets.utils.logging.set_verbosity_warning()
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -455,19 +473,31 @@ def main() -> None:
         train_dataset=splits["train"],
         **shared,
     )
+    if model_args.lora_r is not None and trainer.is_sharded:
+        raise ValueError(
+            "lora_r and a sharded model (FSDP, ZeRO) do not go together here, because the adapters could not be merged "
+            "in the end: adapters need little memory, so use examples/accelerate/ddp.yaml."
+        )
     train(trainer)
     logger.info("Student ready after %.0f s", time.monotonic() - started)
     if data_args.streaming and args.dataloader_num_workers == 0:  # else the workers have counted, each for itself
         logger.info("What was read of the training stream, repetitions included:\n%s", train_report)
 
-    if trainer.is_world_process_zero():
-        model = trainer.unwrapped_model
-        if model_args.lora_r is not None:
+    model = trainer.whole_model()
+    if model_args.lora_r is not None:
+        if trainer.is_world_process_zero():
             save_whole(f"{args.output_dir}/adapter", model, processor)
-            model = model.merge_and_unload()
+        model = model.merge_and_unload()
+    if trainer.is_world_process_zero():
         save_whole(args.output_dir, model, processor)
-        before = model_args.student if teacher == "base" else teacher
-        print(report_depths(model, processor, splits["test"], before, args))
+    if trainer.is_sharded:
+        trainer.accelerator.wait_for_everyone()
+        model = student_class(args.output_dir).from_pretrained(args.output_dir).to(args.device)
+    before = model_args.student if teacher == "base" else teacher
+    table = report_depths(model, processor, splits["test"], before, args, trainer.accelerator)
+
+    if trainer.is_world_process_zero():
+        print(table)
         write_card(model_args, data_args, card_args, args.output_dir, repo_id)
         transcribe_once(args.output_dir, splits["test"])
         if args.push_to_hub:

@@ -1,9 +1,11 @@
-"""Batches of a bounded number of seconds."""
+"""Batches of utterances of similar length, in an order that all processes agree on."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 BATCHES_PER_BUCKET = 4  # more mix the batches better, fewer leave less padding
 
@@ -59,3 +61,23 @@ class SecondsBatchSampler(Sampler[list[int]]):
         ]
         for index in random.permutation(len(batches)):
             yield batches[index]
+
+
+class SeededLengthGroupedSampler(LengthGroupedSampler):
+    """Transformers' sampler of similar lengths, whose order is a function of (seed, epoch) and nothing else.
+
+    Args:
+        batch_size: utterances in a batch of all processes and accumulation steps together.
+        lengths: of each utterance.
+        seed: of the order.
+        epoch: gives the present epoch when an epoch is begun.
+    """
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int, epoch: Callable[[], int]):
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        # two numbers in one: neighbouring seeds must not share epochs
+        self.generator.manual_seed((self.seed << 32) + self.epoch())
+        return super().__iter__()

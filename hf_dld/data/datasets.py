@@ -11,7 +11,7 @@ from .archives import check_archives
 from .manifests import MANIFEST_SUFFIXES, file_version, manifest_columns, manifest_rows, path_within, real_path
 
 AUDIO_COLUMNS = ("audio", "file_name", "path", "audio_filepath")
-TEXT_COLUMNS = ("text", "transcription", "sentence", "transcript", "normalized_text")
+TEXT_COLUMNS = ("text", "transcription", "sentence", "transcript", "normalized_text", "txt")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 
 # The storage of Audio(decode=False), under a type that `datasets` can write and stream without torchcodec.
@@ -36,8 +36,9 @@ def load_speech_dataset(
     Args:
         path: a Hub dataset id; a folder whose split subfolders, or which itself, hold a metadata.csv or metadata.jsonl
             (the layout that `datasets` calls audiofolder), or any other folder that `datasets` loads, such as one of
-            parquet files; or a .csv, .tsv, .json or .jsonl manifest. Audio paths are relative to the file that lists
-            them and may not leave its folder, by a symbolic link neither.
+            parquet files or, with `streaming`, WebDataset tars (an audio file and a .txt for each key); or a .csv,
+            .tsv, .json or .jsonl manifest. Audio paths are relative to the file that lists them and may not leave its
+            folder, by a symbolic link neither.
         name: the configuration of a Hub dataset.
         split: which split. A manifest, or a folder with one metadata file at its root, is one split named "train".
         audio_column, text_column: found among `AUDIO_COLUMNS` and `TEXT_COLUMNS` when None.
@@ -143,8 +144,9 @@ def _load_with_datasets(path: str, name, split: str, streaming: bool, revision, 
         if "torchcodec" not in str(error.__cause__):
             raise
         raise ValueError(
-            f"{path} holds loose audio files, which `datasets` only reads with torchcodec. List them in a metadata.csv "
-            "(columns file_name and transcription) in a local copy; on the Hub, try revision='refs/convert/parquet'"
+            f"{path} holds loose audio files or archives of them, which `datasets` only reads with torchcodec. Read "
+            "WebDataset tars with streaming=True; list loose files in a metadata.csv (columns file_name and "
+            "transcription) in a local copy; on the Hub, try revision='refs/convert/parquet'"
         ) from error
 
 

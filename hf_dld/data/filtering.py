@@ -1,6 +1,6 @@
 """Utterances that cannot be trained on are found before training: each is dropped, counted and reported."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Audio, Features, List, Value
 from transformers import FeatureExtractionMixin, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
@@ -97,7 +98,8 @@ def prepare_dataset(
     outside the vocabulary, or one that does not fit. CTC emits one token a frame and a blank between equal neighbours,
     so a target fits when `frames >= tokens + equal neighbours`.
 
-    Every file is decoded once. `datasets` caches what was measured, not the verdicts, so a second run is instant with
+    Every file is decoded once; the collator decodes it again, but for a stream, whose utterances become samples at the
+    model's rate on the way. `datasets` caches what was measured, not the verdicts, so a second run is instant with
     the same or other limits; a file that changed on disk is measured again. Decoded audio is kept only with
     `decode_once`.
 
@@ -128,13 +130,14 @@ def prepare_dataset(
         )
     limits = _Limits(frames_of, min_duration_s, max_duration_s, keep_untranscribed)
     extractor = getattr(processor, "feature_extractor", processor)
-    measure_audio = partial(_measure_audio, sampling_rate_hz=extractor.sampling_rate, decode_once=decode_once)
+    measure_audio = partial(_measure_audio, sampling_rate_hz=extractor.sampling_rate)
     # without a tokenizer there is nothing to measure transcripts with
     measure_text = partial(_measure_text, tokenizer=getattr(processor, "tokenizer", None))
     if isinstance(dataset, datasets.IterableDataset):
         if decode_once:
             raise ValueError("decode_once keeps decoded audio on disk, and a stream is read without keeping anything.")
-        return _filter_lazily(dataset, measure_audio, measure_text, limits)
+        return _filter_lazily(dataset, partial(measure_audio, keep=_as_samples), measure_text, limits)
+    measure_audio = partial(measure_audio, keep=_as_wav if decode_once else None)
     measured = _measure(dataset, measure_audio, measure_text, decode_once, num_proc)
     report = FilterReport()
     keep = list(_indices_to_keep(measured, limits, report))
@@ -146,17 +149,33 @@ def prepare_dataset(
     return measured.remove_columns(_SCRATCH), report
 
 
-def _measure_audio(audio: Any, sampling_rate_hz: int, decode_once: bool, version: str | None = None) -> dict[str, Any]:
-    """`version` is not used: it is part of the cache key, so that changed files are measured again."""
+def _measure_audio(
+    audio: Any,
+    sampling_rate_hz: int,
+    keep: Callable[[np.ndarray, int], dict[str, Any]] | None,
+    version: str | None = None,
+) -> dict[str, Any]:
+    """With `keep`, what it makes of the samples takes the place of the audio.
+
+    `version` is not used: it is part of the cache key, so that changed files are measured again.
+    """
     try:
         samples, problem = decode_audio(audio, sampling_rate_hz), None
     except AudioError as error:
         samples, problem = (), error.reason
     measured = {"duration_s": len(samples) / sampling_rate_hz, "input_length": len(samples), "problem": problem}
-    if not decode_once:
+    if keep is None:
         return measured
-    decoded = audio if problem else {"bytes": encode_wav(samples, sampling_rate_hz), "path": audio.get("path")}
-    return {**measured, "audio": decoded}
+    path = audio.get("path") if isinstance(audio, Mapping) else None
+    return {**measured, "audio": audio if problem else {**keep(samples, sampling_rate_hz), "path": path}}
+
+
+def _as_wav(samples: np.ndarray, sampling_rate_hz: int) -> dict[str, Any]:
+    return {"bytes": encode_wav(samples, sampling_rate_hz)}
+
+
+def _as_samples(samples: np.ndarray, sampling_rate_hz: int) -> dict[str, Any]:
+    return {"array": samples, "sampling_rate": sampling_rate_hz}
 
 
 def _measure_text(text: str | None, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:

@@ -47,10 +47,34 @@ class CTCTrainer(UtteranceTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """The mean loss of a batch, the best token of each frame (batch, frames), -100 in padding, and the labels."""
         inputs = self._prepare_inputs(inputs)
+        num_rows = len(inputs["input_lengths"])
+        inputs = self.without_repeats(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, logits = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
         frame_lengths = num_frames(self.unwrapped_model, inputs["input_lengths"])
         tokens = logits.argmax(-1)
-        return loss, tokens.masked_fill(~frame_mask(frame_lengths, tokens.shape[1]), -100), inputs["labels"]
+        tokens = tokens.masked_fill(~frame_mask(frame_lengths, tokens.shape[1]), -100)
+        # as many rows on every process, to be gathered
+        rows = (0, 0, 0, num_rows - len(tokens))
+        return loss, nn.functional.pad(tokens, rows, value=-100), nn.functional.pad(inputs["labels"], rows, value=-100)
+
+    def without_repeats(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch without the utterances that Accelerate repeats where the processes' last batches would be smaller.
+
+        They are dropped when the processes' results are gathered, but a long one would add to the padding of the
+        others, which most models hear: error rates would depend on the number of processes.
+        """
+        state, num_rows = self.accelerator.gradient_state, len(inputs["input_lengths"])
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return inputs
+        kept = state.remainder - self.args.process_index * num_rows
+        if not 0 < kept < num_rows:  # nothing but repeats is computed all the same: sharded models need all processes
+            return inputs
+        multiple = getattr(self.data_collator, "pad_to_multiple_of", None) or 1
+        longest = -(-int(inputs["input_lengths"][:kept].max()) // multiple) * multiple
+        return {
+            name: values[:kept] if name in ("labels", "input_lengths") else values[:kept, :longest]
+            for name, values in inputs.items()
+        }

@@ -106,20 +106,29 @@ class DLDTrainer(CTCTrainer):
             check_teacher(teacher, model)
         elif teacher == "base":
             check_base_teacher(model)
-        if args.batch_norm == "updated" and isinstance(model, PeftModel) and hasattr(model, "freeze_batch_norm"):
+        has_batch_norm = hasattr(model, "freeze_batch_norm")
+        if args.batch_norm != "frozen" and isinstance(model, PeftModel) and has_batch_norm:
             raise ValueError(
-                'batch_norm="updated" gathers new running statistics in the base model, which a PeftModel does not '
-                'save with its adapters: use batch_norm="frozen".'
+                f'batch_norm="{args.batch_norm}" gathers new running statistics in the base model, which a PeftModel '
+                'does not save with its adapters: use batch_norm="frozen".'
             )
         if args.teacher_cache_dir is not None:
             check_cacheable(teacher, kwargs.get("train_dataset"))
-        if args.batch_norm == "frozen" and hasattr(model, "freeze_batch_norm"):
+        if args.batch_norm == "frozen" and has_batch_norm:
             model.freeze_batch_norm()
+        elif args.batch_norm == "synchronized" and has_batch_norm:
+            if args.device.type in ("cpu", "mps"):
+                raise ValueError(
+                    f'batch_norm="synchronized" is torch\'s SyncBatchNorm, which does not run on {args.device.type}: '
+                    'use "frozen", which needs no synchronization, or "updated".'
+                )
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         super().__init__(model=model, args=args, **kwargs)
         self.self_teaching, self.base_teaching = teacher == "self", teacher == "base"
         self.teacher = None
         if isinstance(teacher, nn.Module):
-            self.teacher = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
+            # whole on every device, where the student may be sharded; FSDP would leave it on the CPU
+            self.teacher = self.accelerator.prepare_model(freeze(teacher), device_placement=True, evaluation_mode=True)
         self.posterior_cache: PosteriorCache | None = None
         self.evaluated_depth: int | None = None
         self.equal_encoders: bool | None = None
@@ -245,7 +254,7 @@ class DLDTrainer(CTCTrainer):
         All passes of the step then use them. SpecAugment and the dropout of the feature projection come after.
         """
         student = self.unwrapped_model
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_sharded:
             return model_inputs  # a sharded model gathers its weights in its own forward pass only
         if not has_frozen_feature_encoder(student):
             return model_inputs

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..models.depth import DEPTH_SAMPLINGS, sample_layers
 from .layer_features import TARGETS
 from .losses import KL_DIRECTIONS
 from .posterior_cache import CACHE_DTYPES
 
-BATCH_NORM_POLICIES = ("frozen", "updated")
+BATCH_NORM_POLICIES = ("frozen", "updated", "synchronized")
 COLLD_OBJECTIVES = ("info_nce", "l1_cosine")
 
 
@@ -28,6 +29,10 @@ class SpeechTrainingArguments(TrainingArguments):
     length_column_name: str = field(
         default="input_length", metadata={"help": "Column with each utterance's length in samples."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True,
+        metadata={"help": "Stays on: parameters of skipped layers, and some of stock models, take no part in a step."},
+    )
     max_batch_seconds: float | None = field(
         default=None,
         metadata={
@@ -38,6 +43,7 @@ class SpeechTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        load_whole_models()
         if self.max_batch_seconds is not None and not self.max_batch_seconds > 0:
             raise ValueError(f"max_batch_seconds must be above 0 (seconds); got {self.max_batch_seconds}.")
         if self.accelerator_config.dispatch_batches is None:
@@ -65,9 +71,6 @@ class LayerDropArguments(SpeechTrainingArguments):
     )
     layerdrop: float = field(
         default=0.5, metadata={"help": "For bernoulli: the probability that a layer is skipped, 0 <= p < 1."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=True, metadata={"help": "Stays on: the parameters of skipped layers take no part in a step."}
     )
 
     def __post_init__(self) -> None:
@@ -127,7 +130,8 @@ class DLDTrainingArguments(LayerDropArguments, CTCTrainingArguments):
         default="frozen",
         metadata={
             "help": "Conformer only. frozen: batch normalisation uses the running statistics that the student starts "
-            "with; updated: statistics of the batch, running statistics gathered over all depths."
+            "with; updated: statistics of each process's batch, running statistics gathered over all depths; "
+            "synchronized: the same over the batches of all processes, on accelerators only."
         },
     )
     eval_depths: list[int] | None = field(
@@ -204,6 +208,14 @@ class CoLLDTrainingArguments(LayerDropArguments):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1; got {count}.")
+
+
+def load_whole_models() -> None:
+    """Have `from_pretrained` load whole models where DeepSpeed's ZeRO-3 is on; training shards them all the same.
+
+    In parts it cannot load a weight-normed convolution, which every one of these models has.
+    """
+    unset_hf_deepspeed_config()
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

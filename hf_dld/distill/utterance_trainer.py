@@ -7,13 +7,19 @@ from typing import Any
 
 import datasets
 import torch
+from peft import PeftModel
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import seed_worker
+from transformers.utils import logging
 
-from ..data.batching import SecondsBatchSampler
+from ..data.batching import SecondsBatchSampler, SeededLengthGroupedSampler
+from .training_args import load_whole_models
+
+logger = logging.get_logger(__name__)
 
 
 class UtteranceTrainer(Trainer, ABC):
@@ -38,9 +44,12 @@ class UtteranceTrainer(Trainer, ABC):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        load_whole_models()  # the teacher and the student again, after training
         self.model_accepts_loss_kwargs = False  # else the Trainer counts tokens, to divide the loss by them
         if self.args.max_batch_seconds is not None and self.train_dataset is not None:
             self.check_durations()
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            logger.warning("FSDP shards on accelerators only: here every process holds the whole model, as with DDP.")
         self.term_sums: dict[str, torch.Tensor] = {}
         self.term_counts: dict[str, int] = {}
         self.speech_since_log, self.padded_since_log = torch.tensor(0), torch.tensor(0)  # samples
@@ -88,16 +97,43 @@ class UtteranceTrainer(Trainer, ABC):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            # it looks at each length several times an epoch, and a column of `datasets` reads every time: 1 ms a look
-            sampler.lengths = list(sampler.lengths)
+            # the stock one draws from each process's own random state: from the second epoch on, processes would
+            # deal from different orders, hearing some utterances twice and others never
+            args = self.args
+            return SeededLengthGroupedSampler(
+                sampler.batch_size * args.world_size,  # the order is that of the global batch, however it is split
+                # it looks at each length several times an epoch, and a column of `datasets` reads every time: 1 ms
+                lengths=list(sampler.lengths),
+                seed=args.seed if args.data_seed is None else args.data_seed,
+                epoch=lambda: int(self.state.epoch or 0),
+            )
         return sampler
+
+    def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:
+        if description == "Training":
+            return super()._get_dataloader(dataset, description, *args, **kwargs)
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            # the stock Trainer leaves the last utterances out of the evaluation too
+            return super()._get_dataloader(dataset, description, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
+        self.forget_gradients()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         utterances = torch.tensor(sum(len(batch["input_lengths"]) for batch in batches), device=device)
         return batches, self.accelerator.reduce(utterances, "sum")
+
+    def forget_gradients(self) -> None:
+        """Clear the gradients of the last step that DeepSpeed's ZeRO-3 keeps.
+
+        It would use them again for all parameters that get no gradient in this step: those of skipped layers.
+        """
+        if self.is_deepspeed_enabled and hasattr(self.optimizer.optimizer, "grad_partitions_flat_buffer"):
+            self.optimizer.optimizer.grad_partitions_flat_buffer.zero_()
 
     def compute_loss(
         self,
@@ -133,6 +169,33 @@ class UtteranceTrainer(Trainer, ABC):
     def unwrapped_model(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a process may hold a part of the weights only (FSDP, DeepSpeed)."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def whole_model(self) -> nn.Module | None:
+        """The trained model with all its weights, for saving. Every process has to call it.
+
+        Returns:
+            The model itself; where it is sharded, a copy on the CPU of the main process, and `None` on the others.
+
+        Raises:
+            ValueError: a sharded `PeftModel`, which `save_model` can save.
+        """
+        if not self.is_sharded:
+            return self.unwrapped_model
+        if isinstance(self.unwrapped_model, PeftModel):
+            raise ValueError("A PeftModel that is sharded cannot be copied: save its adapters with save_model.")
+        state_dict = self.accelerator.get_state_dict(self.model_wrapped)
+        if not self.is_world_process_zero():
+            return None
+        sharded = self.unwrapped_model
+        model_class = next(kind for kind in type(sharded).__mro__ if not issubclass(kind, FSDPModule))
+        model = model_class(sharded.config)
+        model.load_state_dict(state_dict)
+        return model.eval()
+
     def record_terms(self, terms: dict[str, torch.Tensor], num_utterances: int) -> None:
         for name, values in terms.items():
             self.term_sums[name] = self.term_sums.get(name, 0) + values.detach().sum()
@@ -142,12 +205,16 @@ class UtteranceTrainer(Trainer, ABC):
         self.speech_since_log = self.speech_since_log.to(lengths.device) + lengths.sum()
         self.padded_since_log = self.padded_since_log.to(lengths.device) + len(lengths) * lengths.max()
 
+    def sum_over_processes(self, value: torch.Tensor | int) -> float:
+        value = torch.as_tensor(value, dtype=torch.float32, device=self.args.device)
+        return self.accelerator.reduce(value, "sum").item()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
+        if "loss" in logs:  # which all processes log at the same steps
             for name, total in self.term_sums.items():
-                logs[name] = total.item() / self.term_counts[name]
+                logs[name] = self.sum_over_processes(total) / self.sum_over_processes(self.term_counts[name])
             self.term_sums, self.term_counts = {}, {}
-            if self.padded_since_log:
-                logs["padding"] = 1 - (self.speech_since_log / self.padded_since_log).item()
+            if padded := self.sum_over_processes(self.padded_since_log):
+                logs["padding"] = 1 - self.sum_over_processes(self.speech_since_log) / padded
             self.speech_since_log, self.padded_since_log = torch.tensor(0), torch.tensor(0)
         super().log(logs, start_time)

@@ -6,12 +6,14 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data import DataCollatorCTC, decode_labels
@@ -68,19 +70,51 @@ class ErrorCounts:
         return pairs
 
 
+def join_counts(part: ErrorCounts, folder: Path, batch_size: int) -> ErrorCounts:
+    """The counts of all processes, in the order in which a single one would have made them.
+
+    Every process has to call it, and gets the same.
+
+    Args:
+        part: this process's share, see `example_batches`.
+        folder: an empty one of this process.
+        batch_size: utterances in a batch.
+    """
+    whole = ErrorCounts(folder, part.errors)
+    for mine, joined in [
+        (part.utterances, whole.utterances),
+        *zip(part.errors.values(), whole.errors.values(), strict=True),
+    ]:
+        for batches in zip_longest(*(_in_batches(rows, batch_size) for rows in gather_object([mine.read()]))):
+            for rows in batches:
+                if rows is not None:  # the last round need not have a batch for every process
+                    joined.append(joined.rows, rows)
+    return whole
+
+
+def _in_batches(rows: np.ndarray, batch_size: int) -> Iterable[np.ndarray]:
+    return (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+
+
 def count_at_depths(
-    model: PreTrainedModel, dataset: Any, processor: ProcessorMixin, counts: ErrorCounts, batch_size: int
+    model: PreTrainedModel,
+    dataset: Any,
+    processor: ProcessorMixin,
+    counts: ErrorCounts,
+    batch_size: int,
+    rank: int = 0,
+    num_processes: int = 1,
 ) -> None:
     """Transcribe, with each set of layers, the utterances that `counts` lacks, and append their errors.
 
     Audio is read once for all sets, and what they have in common, the feature encoder and the layers that they begin
     with, is computed once. What an earlier run counted is not read again where the dataset is a `datasets.Dataset`,
-    and checked against the utterances otherwise.
+    and checked against the utterances otherwise. With several processes, this is the share of number `rank`.
     """
     collate, tokenizer = DataCollatorCTC(processor), processor.tokenizer
     first = counts.done // batch_size if isinstance(dataset, datasets.Dataset) else 0
     start = first * batch_size
-    for examples in example_batches(dataset, batch_size, first):
+    for examples in example_batches(dataset, batch_size, first, rank, num_processes):
         references = [decode_labels(tokenizer, example["labels"] or []) for example in examples]
         rows = _utterance_rows(examples, references)
         stored = counts.utterances.read(start, len(rows))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
@@ -24,7 +26,7 @@ from .cost import (
     noise_batch,
 )
 from .depth_report import DepthDraw, DepthReport, DepthRow
-from .error_counts import ErrorCounts, count_at_depths, evaluation_key, save_errors
+from .error_counts import ErrorCounts, count_at_depths, evaluation_key, join_counts, save_errors
 from .intervals import CONFIDENCE, bootstrap_interval, error_rate
 
 COST_AUDIO_S = 10.0
@@ -44,6 +46,7 @@ def evaluate_depths(
     timed_utterances: int = 50,
     cache_dir: str | Path | None = None,
     errors_path: str | Path | None = None,
+    accelerator: Accelerator | None = None,
 ) -> DepthReport:
     """Transcribe a dataset at every depth by greedy CTC decoding, count the errors, and measure what each depth costs.
 
@@ -66,6 +69,9 @@ def evaluate_depths(
         cache_dir: where the counts of an interrupted evaluation are kept, so that the next call goes on with them.
             They are used again only for the same weights, settings, batches and dataset; more depths add to them.
         errors_path: an .npz file to write with the errors of each utterance, for `paired_differences`.
+        accelerator: its processes share the utterances: all of them have to call this, each with the whole model, and
+            all get the same report. The batches are those of a single process, and so are the error rates, exactly.
+            Costs are those of the main process, while the others wait.
 
     Raises:
         ValueError: for an impossible argument, before anything is computed; for a dataset without a reference word; and
@@ -90,22 +96,44 @@ def evaluate_depths(
             place = tempfile.TemporaryDirectory(prefix="hf_dld-")
         else:
             place = nullcontext(Path(cache_dir) / evaluation_key(model, dataset, processor, batch_size))
-        with place as folder:
-            with _only_user_of(Path(folder)):
-                counts = ErrorCounts(Path(folder), {layers for sets in layer_sets.values() for layers in sets})
-                count_at_depths(model, dataset, processor, counts, batch_size)
-            report = _rates(model, counts, layer_sets, seed)
-            if errors_path is not None:
-                save_errors(errors_path, counts, layer_sets)
-                report.errors_file = Path(errors_path).name
-            lengths = counts.utterances.read()["input_length"].copy()
-        report.name, report.layer_selection = name, selection
-        report.batch_policy = batch_policy(dataset, batch_size)
-        report.audio_s = float(lengths.sum(dtype=np.int64) / processor.feature_extractor.sampling_rate)
-        _add_costs(report, model, processor, layer_sets, lengths, timed_utterances)
+        with place as folder, tempfile.TemporaryDirectory(prefix="hf_dld-") as joined:
+            counts = _count(model, dataset, processor, layer_sets, batch_size, Path(folder), Path(joined), accelerator)
+            report = None
+            if accelerator is None or accelerator.is_main_process:
+                report = _rates(model, counts, layer_sets, seed)
+                if errors_path is not None:
+                    save_errors(errors_path, counts, layer_sets)
+                    report.errors_file = Path(errors_path).name
+                lengths = counts.utterances.read()["input_length"].copy()
+        if report is not None:
+            report.name, report.layer_selection = name, selection
+            report.batch_policy = batch_policy(dataset, batch_size)
+            report.audio_s = float(lengths.sum(dtype=np.int64) / processor.feature_extractor.sampling_rate)
+            _add_costs(report, model, processor, layer_sets, lengths, timed_utterances)
     finally:
         model.train(was_training)
-    return report
+    return report if accelerator is None else broadcast_object_list([report])[0]
+
+
+def _count(
+    model: PreTrainedModel,
+    dataset: Any,
+    processor: ProcessorMixin,
+    layer_sets: Mapping[int, list[tuple[int, ...]]],
+    batch_size: int,
+    folder: Path,
+    joined: Path,
+    accelerator: Accelerator | None,
+) -> ErrorCounts:
+    """The counts of all utterances, kept in `folder`; in `joined` where several processes share the work."""
+    sets = {layers for sets in layer_sets.values() for layers in sets}
+    rank, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    if num_processes > 1:
+        folder = folder / f"part-{rank}-of-{num_processes}"
+    with _only_user_of(folder):
+        counts = ErrorCounts(folder, sorted(sets))  # in an order that all processes agree on
+        count_at_depths(model, dataset, processor, counts, batch_size, rank, num_processes)
+    return counts if num_processes == 1 else join_counts(counts, joined, batch_size)
 
 
 def choose_layer_sets(

@@ -87,6 +87,9 @@ class DynamicDepthEncoderMixin:
 class DynamicDepthModelMixin:
     """Which layers a model runs when a call does not say: read and set on the model and any head on top of it."""
 
+    # classes of modules inside a layer that steps need which skip the layer
+    always_gathered: tuple[str, ...] = ()
+
     @classmethod
     def from_pretrained(
         cls,
@@ -138,7 +141,16 @@ class DynamicDepthModelMixin:
             pruned = "|".join(map(str, self.config.pruned_layers))
             ignored = self._keys_to_ignore_on_load_unexpected or ()
             self._keys_to_ignore_on_load_unexpected = {*ignored, rf"encoder\.layers\.({pruned})\."}
+        # what sharded training gathers at once: a layer, which is left alone in steps that skip it
+        layers = (layer for layer in self.base_model.encoder.layers if not isinstance(layer, PrunedLayer))
+        self._no_split_modules = {*self.always_gathered, *(type(layer).__name__ for layer in layers)}
         super().post_init()
+
+    def get_input_embeddings(self) -> None:
+        """None: what comes in are samples. (The stock method raises an error here, and sharded training asks.)"""
+
+    def get_output_embeddings(self) -> None:
+        """None: the CTC head is no embedding of what comes in."""
 
     @property
     def active_layers(self) -> tuple[int, ...]:

@@ -179,6 +179,7 @@ class DLDWavLMPreTrainedModel(DynamicDepthModelMixin, WavLMPreTrainedModel):
     config_class = DLDWavLMConfig
     config: DLDWavLMConfig
     _supports_sdpa = True
+    always_gathered = ("Embedding",)  # layer 0's relative positions
     _can_record_outputs = {
         "hidden_states": LayerOutput,
         "attentions": OutputRecorder(DLDWavLMAttention, index=1, layer_name="encoder"),

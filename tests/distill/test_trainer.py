@@ -291,6 +291,14 @@ def test_batch_norm_policies(tmp_path, processor, dataset, policy):
     assert any(name.endswith("batch_norm.weight") for name in moved)
 
 
+def test_synchronized_batch_norm_needs_an_accelerator(tmp_path, processor, dataset):
+    with pytest.raises(
+        ValueError, match='batch_norm="synchronized" is torch.s SyncBatchNorm, which does not run on cpu'
+    ):
+        make_trainer(tmp_path, processor, dataset, "conformer-relative", batch_norm="synchronized")
+    make_trainer(tmp_path, processor, dataset, "wavlm", batch_norm="synchronized")  # which has none
+
+
 @pytest.mark.parametrize("variant", ["wavlm", "conformer-relative"])
 def test_a_frozen_feature_encoder_runs_once_a_step(tmp_path, processor, dataset, variant):
     """And gives exactly what it gives the teacher and each pass of the student on their own."""

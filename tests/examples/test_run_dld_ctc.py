@@ -13,10 +13,12 @@ import soundfile
 import yaml
 from conftest import make_dynamic
 from hub_server import TOKEN
+from launching import launch
 from peft import PeftModel
 from transformers import pipeline
 
 import hf_dld
+from hf_dld.data import load_processor
 
 SCRIPT = str(Path(__file__).parents[2] / "examples" / "run_dld_ctc.py")
 MODEL = {
@@ -59,32 +61,55 @@ def corpus(tmp_path_factory):
     return root
 
 
+def write_settings(folder: Path, corpus: Path, **settings: Any) -> Path:
+    """A YAML file of these settings, and of those that make the job quick."""
+    defaults = {
+        "dataset": str(corpus),
+        "output_dir": str(folder / "out"),
+        "train_teacher": True,
+        "model_config": MODEL,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    settings = {name: value for name, value in {**defaults, **settings}.items() if value is not None}
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "run.yaml"
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch, corpus):
     """Runs the script with a YAML file of these settings."""
 
     def call(**settings):
-        defaults = {
-            "dataset": str(corpus),
-            "output_dir": str(tmp_path / "out"),
-            "train_teacher": True,
-            "model_config": MODEL,
-            "num_train_epochs": 2,
-            "per_device_train_batch_size": 4,
-            "per_device_eval_batch_size": 4,
-            "save_strategy": "steps",
-            "save_steps": 2,
-            "disable_tqdm": True,
-            "use_cpu": True,
-        }
-        settings = {name: value for name, value in {**defaults, **settings}.items() if value is not None}
-        (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-        monkeypatch.setattr("sys.argv", [SCRIPT, str(tmp_path / "run.yaml")])
+        monkeypatch.setattr("sys.argv", [SCRIPT, str(write_settings(tmp_path, corpus, **settings))])
         runpy.run_path(SCRIPT, run_name="__main__")
         return tmp_path / "out"
 
     call.folder = tmp_path / "out"
     return call
+
+
+def test_two_processes(corpus, tmp_path):
+    """From end to end: they share the work, one of them writes, and the error rates are those of a single process."""
+    settings = {"max_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 3}
+    settings |= {"eval_strategy": "steps", "eval_steps": 2}
+    printed = launch(SCRIPT, write_settings(tmp_path, corpus, **settings))
+    assert printed.count("reference:") == 1
+    output = tmp_path / "out"
+    report = json.loads((output / "depth_report.json").read_text())
+    assert len(list(output.glob("depth_report_cache/*/part-1-of-2"))) == 2, "of the teacher and of the student"
+    student, processor = hf_dld.DLDWavLMForCTC.from_pretrained(output), load_processor(output)
+    test, _ = hf_dld.prepare_dataset(
+        hf_dld.load_speech_dataset(corpus, split="test"), processor, student._get_feat_extract_output_lengths
+    )
+    alone = hf_dld.evaluate_depths(student, test, processor, batch_size=3, timed_utterances=0)
+    assert [(row["wer"], row["cer"]) for row in report["rows"]] == [(row.wer, row.cer) for row in alone.rows]
+    assert json.loads((output / "checkpoints" / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -1,0 +1,42 @@
+"""Two processes end with the weights, the logs and the error rates of one, whatever layers are drawn."""
+
+import pytest
+import torch
+from conftest import NUM_LAYERS
+from launching import launch
+
+from hf_dld.models.depth import sample_layers
+
+from .distributed_runs import RUNS, run
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    launch("--module", "distill.distributed_runs", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_do_what_one_does(name, two_processes, tmp_path):
+    one, two = run(name, tmp_path, 1), torch.load(two_processes / f"{name}.pt")
+    assert one["weights"].keys() == two["weights"].keys()
+    for tensor_name, tensor in one["weights"].items():
+        torch.testing.assert_close(
+            two["weights"][tensor_name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, n=tensor_name: f"{n}: {m}"
+        )
+    for first, second in zip(one["logs"], two["logs"], strict=True):
+        assert second == pytest.approx(first, rel=1e-4, abs=1e-6)
+    assert two["metrics"] == one["metrics"], "the same utterances in the same batches"
+    assert two["report"] == one["report"], "batches are shared, not split"
+    assert two["calls"] == one["calls"]
+    assert two["sharded"] == ("fsdp" in name) and not one["sharded"]
+
+
+def test_skipping_is_real_where_weights_are_sharded(two_processes):
+    """Transformers' own LayerDrop computes every layer there, for fear that processes draw differently."""
+    drawn = [layer for step in range(4) for layer in sample_layers(NUM_LAYERS, "bernoulli", seed=3, step=step)[0]]
+    micro_batches = RUNS["fsdp, wavlm"]["gradient_accumulation_steps"]
+    calls = [micro_batches * drawn.count(layer) for layer in range(NUM_LAYERS)]
+    assert torch.load(two_processes / "fsdp, wavlm.pt")["calls"] == calls
+    assert 0 < min(calls) < max(calls) < 4 * micro_batches, "seed 3 skips every layer at some step"
