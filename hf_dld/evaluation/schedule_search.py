@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from ..whole_files import write_whole_text
 from .layer_sets import LayerSetScorer, SearchCost
 
 Beam = list[tuple[float, tuple[int, ...]]]
@@ -134,12 +134,7 @@ def search_depth_schedule(
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    beside = Path(f"{path}.tmp")
-    try:
-        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _read_progress(path: Path, search: dict[str, Any]) -> tuple[list[Beam], SearchCost]:
