@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import get_worker_info
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -107,12 +108,14 @@ class FaultGuard(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        bad = torch.stack([~losses.isfinite().all() for losses, _ in self.losses]).any()
+        looked_at = [losses for losses, _ in self.losses]
         if not self.scales_loss:
-            bad = bad | ~torch.as_tensor(self.gradient_norm, device=bad.device).isfinite()
-        terminated = torch.tensor(self.terminated, device=bad.device)
-        # one wait for the device in a step, as the Trainer's own look at the loss
-        bad, terminated = self.reduce(torch.stack([bad, terminated]).int()).tolist()
+            norm = self.gradient_norm
+            looked_at.append(torch.as_tensor(norm.full_tensor() if isinstance(norm, DTensor) else norm))
+        finite = [values.isfinite().all().to(args.device) for values in looked_at]
+        flags = [~torch.stack(finite).all(), torch.tensor(self.terminated, device=args.device)]
+        # one wait for the device in a step, like the Trainer's own look at the loss
+        bad, terminated = self.reduce(torch.stack(flags).int()).tolist()
         if terminated:
             self.reason = TrainingStopped
         if not bad:
