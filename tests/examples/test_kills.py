@@ -29,7 +29,9 @@ __all__ = ["corpus"]  # the fixture
 KILLS = int(os.environ.get("HF_DLD_KILLS", "0"))
 # the server imports once what every run needs, and a run is forked from it: a process of its own, in no time
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["hf_dld.distill", "hf_dld.evaluation", "hf_dld.deploy", "transformers.pipelines"])
+PROCESSES.set_forkserver_preload(
+    ["hf_dld.distill", "hf_dld.evaluation.metrics", "hf_dld.evaluation.plots", "hf_dld.deploy.hub", "peft.peft_model"]
+)
 
 
 def run_script(settings: str) -> None:
@@ -48,6 +50,7 @@ def start(corpus, tmp_path_factory):
             "output_dir": str(folder / "out"),
             "teacher_cache_dir": str(folder / "posteriors"),
             "train_teacher": True,
+            "teacher_epochs": 1,
             "model_config": MODEL,
             "num_train_epochs": 2,
             "per_device_train_batch_size": 4,
@@ -118,16 +121,13 @@ def check_result(folder: Path, undisturbed: Path) -> None:
 def test_killed_in_each_phase(start, undisturbed, tmp_path):
     """In a step, a checkpoint, the cache of the teacher's posteriors, an evaluation, a report: one run, killed often."""
     folder = tmp_path / "run"
-    out = folder / "out"
 
     def exists(*patterns: str) -> Callable[[], bool]:
         return lambda: any(next(folder.glob(pattern), None) is not None for pattern in patterns)
 
     moments = {
-        "the start": exists("out/run.json"),
-        "the teacher's checkpoint": exists(f"out/teacher_checkpoints/{WRITING}checkpoints/*/model.safetensors"),
         "the teacher's cache": exists(f"posteriors/*/{WRITING}*", "posteriors/*/*.safetensors"),
-        "a step": exists("out/checkpoints/checkpoint-2"),
+        "a step": exists("out/checkpoints/checkpoint-2/trainer_state.json"),
         "a checkpoint": exists(f"out/checkpoints/{WRITING}checkpoints/checkpoint-4/optimizer.pt"),
         "the evaluation": exists("out/depth_report_cache/*/errors-0.1.2"),
         "the report": exists(f"out/{WRITING}*png", "out/depth_report.png"),
@@ -139,7 +139,6 @@ def test_killed_in_each_phase(start, undisturbed, tmp_path):
     process.join()
     assert process.exitcode == 0
     check_result(folder, undisturbed[0])
-    assert out.is_dir()
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
