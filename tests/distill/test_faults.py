@@ -62,7 +62,9 @@ def disturb(tmp_path, processor, files, undisturbed):
 
     def train(folder, callback=None, resume=None, data=files, **options):
         options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, **options}
-        trainer = make_trainer(tmp_path / folder, processor, data, model=make_dynamic("wavlm-stable", **NOISY), **options)
+        trainer = make_trainer(
+            tmp_path / folder, processor, data, model=make_dynamic("wavlm-stable", **NOISY), **options
+        )
         if callback is not None:
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=resume)

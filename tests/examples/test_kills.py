@@ -119,7 +119,7 @@ def check_result(folder: Path, undisturbed: Path) -> None:
 
 
 def test_killed_in_each_phase(start, undisturbed, tmp_path):
-    """In a step, a checkpoint, the cache of the teacher's posteriors, an evaluation, a report: one run, killed often."""
+    """In a step, a checkpoint, the cache of the teacher's posteriors, an evaluation, a report: one run, five times."""
     folder = tmp_path / "run"
 
     def exists(*patterns: str) -> Callable[[], bool]:
