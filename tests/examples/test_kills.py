@@ -1,4 +1,4 @@
-"""`kill -9` at any moment of the main job: the same command again ends with the weights of the undisturbed run.
+"""`kill -9` or SIGTERM at any moment of the main job: the same command again ends with the undisturbed weights.
 
 The suite kills one run in each of its phases. `HF_DLD_KILLS=20 pytest tests/examples/test_kills.py` kills as many runs
 at random moments too.
@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import runpy
 import sys
 import time
@@ -22,6 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_run_dld_ctc import MODEL, SCRIPT, corpus
 
+from hf_dld.distill.checkpoints import last_complete_checkpoint
+from hf_dld.distill.faults import EXIT_CODE
 from hf_dld.whole_files import WRITING
 
 __all__ = ["corpus"]  # the fixture
@@ -81,13 +84,13 @@ def undisturbed(start, tmp_path_factory):
     return folder, time.monotonic() - began
 
 
-def kill_when(process: multiprocessing.Process, moment: Callable[[], bool]) -> bool:
-    """Whether the process was still there to be killed when the moment came."""
+def end_when(moment: Callable[[], bool], process: multiprocessing.Process, terminate: bool = False) -> int:
+    """Kill or terminate the process when the moment has come, if it is still there then; its exit code."""
     while process.is_alive() and not moment():
         time.sleep(0.001)
-    process.kill()
+    process.terminate() if terminate else process.kill()
     process.join()
-    return process.exitcode == -9
+    return process.exitcode
 
 
 def check_files(folder: Path) -> None:
@@ -111,7 +114,8 @@ def check_files(folder: Path) -> None:
 def check_result(folder: Path, undisturbed: Path) -> None:
     check_files(folder)
     files = [sorted(str(path.relative_to(root)) for path in root.rglob("*")) for root in (folder, undisturbed)]
-    names = [[name for name in found if "depth_report_cache" not in name] for found in files]
+    # the two last checkpoints are kept, which need not be the same ones
+    names = [[name for name in found if not re.search("depth_report_cache|checkpoint-[1-5]", name)] for found in files]
     assert names[0] == names[1], "nothing is missing, and nothing is left over"
     for model in ("model.safetensors", "teacher/model.safetensors"):
         first, second = (load_file(root / "out" / model) for root in (folder, undisturbed))
@@ -128,13 +132,17 @@ def test_killed_in_each_phase(start, undisturbed, tmp_path):
     moments = {
         "the teacher's cache": exists(f"posteriors/*/{WRITING}*", "posteriors/*/*.safetensors"),
         "a step": exists("out/checkpoints/checkpoint-2/trainer_state.json"),
-        "a checkpoint": exists(f"out/checkpoints/{WRITING}checkpoints/checkpoint-4/optimizer.pt"),
+        "a checkpoint": exists(f"out/checkpoints/{WRITING}checkpoints/checkpoint-6/optimizer.pt"),
         "the evaluation": exists("out/depth_report_cache/*/errors-0.1.2"),
         "the report": exists(f"out/{WRITING}*png", "out/depth_report.png"),
     }
     for name, moment in moments.items():
-        assert kill_when(start(folder), moment), name
+        assert end_when(moment, start(folder)) == -9, name
         check_files(folder)
+        if name == "a step":
+            another = exists(f"out/checkpoints/{WRITING}checkpoints/checkpoint-4")
+            assert end_when(another, start(folder), terminate=True) == EXIT_CODE
+            assert last_complete_checkpoint(folder / "out" / "checkpoints").endswith("checkpoint-5")
     process = start(folder)
     process.join()
     assert process.exitcode == 0
@@ -146,7 +154,7 @@ def test_killed_at_a_random_moment(start, undisturbed, tmp_path, seed):
     reference, duration_s = undisturbed
     folder = tmp_path / "run"
     end = time.monotonic() + random.Random(seed).uniform(0, duration_s)
-    kill_when(start(folder), lambda: time.monotonic() >= end)
+    end_when(lambda: time.monotonic() >= end, start(folder))
     check_files(folder)
     process = start(folder)
     process.join()
