@@ -108,23 +108,25 @@ class FaultGuard(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        looked_at = [losses for losses, _ in self.losses]
-        if not self.scales_loss:
-            norm = self.gradient_norm
-            looked_at.append(torch.as_tensor(norm.full_tensor() if isinstance(norm, DTensor) else norm))
-        finite = [values.isfinite().all().to(args.device) for values in looked_at]
-        flags = [~torch.stack(finite).all(), torch.tensor(self.terminated, device=args.device)]
+        norm = self.gradient_norm
+        norm = torch.as_tensor(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        finite_losses = [losses.isfinite().all().to(args.device) for losses, _ in self.losses]
+        flags = [
+            ~torch.stack(finite_losses).all(),
+            torch.tensor(False, device=args.device) if self.scales_loss else ~norm.isfinite().all().to(args.device),
+            torch.tensor(self.terminated, device=args.device),
+        ]
         # one wait for the device in a step, like the Trainer's own look at the loss
-        bad, terminated = self.reduce(torch.stack(flags).int()).tolist()
+        bad_loss, bad_gradient, terminated = self.reduce(torch.stack(flags).int()).tolist()
         if terminated:
             self.reason = TrainingStopped
-        if not bad:
+        if not bad_loss and not bad_gradient:
             self.suspects = []
             return
         model.zero_grad()
         for buffer, before in self.statistics:
             buffer.copy_(before)
-        self.suspects.append(self._find_suspects())
+        self.suspects.append(self._find_suspects(every_loss_is_finite=not bad_loss))
         logger.warning(
             f"Step {state.global_step + 1}: the loss or its gradient is not finite, and the step changes no weight. "
             f"Utterances: {_shown(self.suspects[-1])}."
@@ -132,11 +134,11 @@ class FaultGuard(TrainerCallback):
         if len(self.suspects) >= self.max_nonfinite_steps:
             self.reason = NonFiniteLossError
 
-    def _find_suspects(self) -> list[str]:
-        """The utterances of the step whose losses are not finite; where all are, it is the gradient: all of them."""
-        finite = [ok for losses, _ in self.losses for ok in losses.isfinite().tolist()]
+    def _find_suspects(self, every_loss_is_finite: bool) -> list[str]:
+        """The utterances of the step whose losses are not finite; all of them where it is the gradient alone."""
+        finite = [ok and not every_loss_is_finite for losses, _ in self.losses for ok in losses.isfinite().tolist()]
         names = [name for _, names in self.losses for name in names]
-        return [name for name, ok in zip(names, finite, strict=False) if not ok] or names
+        return [name for name, ok in zip(names, finite, strict=False) if not ok]
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
