@@ -26,6 +26,7 @@ from hf_dld.deploy.colld_card import colld_card
 from hf_dld.distill.checkpoints import claim_output_dir, describe_run, last_complete_checkpoint
 from hf_dld.distill.layer_features import map_layers
 from hf_dld.distill.student import choose_layers, save_student
+from hf_dld.whole_files import whole_file
 
 logger = logging.getLogger("run_colld")
 
@@ -181,7 +182,8 @@ def main() -> None:
         card = colld_card(
             trainer.student, teacher, model_args.teacher, data_args.dataset, args, trainer.layer_map, steps, eval_loss
         )
-        card.save(Path(args.output_dir) / "README.md")
+        with whole_file(Path(args.output_dir) / "README.md") as beside:
+            card.save(beside)
         sizes = [f"{model.num_parameters() / 1e6:.2f} M" for model in (teacher, trainer.student)]
         print(f"teacher: {sizes[0]} parameters, student: {sizes[1]}, loss on held-out speech: {eval_loss}")
         if args.push_to_hub:

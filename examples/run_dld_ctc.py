@@ -37,6 +37,7 @@ from hf_dld.distill.checkpoints import claim_output_dir, describe_run, last_comp
 from hf_dld.evaluation import DepthReport, asr_metrics, compare_markdown, evaluate_depths, plot_depths
 from hf_dld.models import DYNAMIC_CLASSES
 from hf_dld.models.depth import check_num_active_layers
+from hf_dld.whole_files import write_whole_text
 
 logger = logging.getLogger("run_dld_ctc")
 
@@ -370,7 +371,7 @@ def report_depths(
         return None
     table = compare_markdown(reports)
     table = f"{table}\ndynamic student:\n\n{reports[-1].to_markdown()}"
-    (output_dir / "depth_report.md").write_text(table, encoding="utf-8")
+    write_whole_text(output_dir / "depth_report.md", table)
     title = f"{reports[-1].utterances} test utterances, {reports[-1].words} words"
     plot_depths(reports, output_dir / "depth_report.png", title)
     return table

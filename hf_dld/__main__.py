@@ -7,6 +7,7 @@ from .commands.card import add_card_command
 from .commands.compare import add_compare_command
 from .commands.export import add_export_command
 from .commands.export_onnx import add_export_onnx_command
+from .commands.prepare import add_prepare_command
 from .commands.push import add_push_command
 from .commands.report import add_report_command
 from .commands.search import add_search_command
@@ -16,6 +17,7 @@ ADD_COMMAND = (
     add_compare_command,
     add_export_command,
     add_export_onnx_command,
+    add_prepare_command,
     add_push_command,
     add_report_command,
     add_search_command,

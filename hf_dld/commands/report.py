@@ -63,6 +63,7 @@ def run_report(args: argparse.Namespace) -> None:
     from ..evaluation import evaluate_depths, plot_depths
     from ..models import DYNAMIC_CLASSES
     from ..models.depth import check_num_active_layers
+    from ..whole_files import write_whole_text
 
     output = args.output or Path(args.checkpoint)
     if args.output is None and not output.is_dir():
@@ -106,7 +107,7 @@ def run_report(args: argparse.Namespace) -> None:
     )
     report.to_json(output / f"{stem}.json")
     report.to_csv(output / f"{stem}.csv")
-    (output / f"{stem}.md").write_text(report.to_markdown(), encoding="utf-8")
+    write_whole_text(output / f"{stem}.md", report.to_markdown())
     for suffix in ("png", "svg"):
         plot_depths([report], output / f"{stem}.{suffix}", against="gmac_per_s")
     print(report.to_markdown())

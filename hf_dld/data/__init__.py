@@ -15,7 +15,9 @@ _MODULES = {
     "encode_text": "vocabulary",
     "load_processor": "processors",
     "load_speech_dataset": "datasets",
+    "prepare_corpus": "prepare",
     "prepare_dataset": "filtering",
+    "speech_splits": "datasets",
     "training_stream": "streaming",
 }
 __all__ = list(_MODULES)

@@ -67,6 +67,26 @@ def encode_wav(samples: np.ndarray, sampling_rate_hz: int) -> bytes:
     return file.getvalue()
 
 
+def encode_flac(samples: np.ndarray, sampling_rate_hz: int) -> bytes:
+    """The bytes of a FLAC file of samples `(samples,)`, rounded to 16 bits; what is beyond [-1, 1] is clipped."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, sampling_rate_hz, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+def audio_bytes(audio: Mapping[str, Any]) -> bytes:
+    """The bytes of an audio file, in memory or on disk, as `datasets.Audio(decode=False)` gives it.
+
+    Raises:
+        AudioError: a missing file, or no file at all.
+    """
+    name = audio_name(audio)
+    content, _ = _content(audio, name)
+    if isinstance(content, np.ndarray):
+        raise _error(name, "samples, not a file")
+    return content
+
+
 def audio_name(audio: Any) -> str:
     """What messages call this audio: its path where it has one."""
     path = audio.get("path") if isinstance(audio, Mapping) else audio

@@ -82,17 +82,29 @@ def load_speech_dataset(
     return _check_paths(dataset, audio_root or source)
 
 
-def _find_manifest(source: Path, split: str) -> Path | None:
-    """The file that lists the split's utterances, or None where `datasets` must find them itself."""
+def speech_splits(path: str | Path, name: str | None = None) -> list[str]:
+    """The splits that `load_speech_dataset` finds at this path; the same errors."""
+    source = Path(path).expanduser()
+    if not source.exists() and _looks_local(path):
+        raise FileNotFoundError(f"no file or folder {source}")
+    return list(_find_manifests(source)) or datasets.get_dataset_split_names(str(path), name)
+
+
+def _find_manifests(source: Path) -> dict[str, Path]:
+    """The files that list the utterances of each split; none where `datasets` must find them itself."""
     if source.is_file():
         if source.suffix.lower() not in MANIFEST_SUFFIXES:
             raise ValueError(f"{source} is not a manifest: its name must end in one of {', '.join(MANIFEST_SUFFIXES)}")
-        splits = {"train": source}
-    elif source.is_dir():
+        return {"train": source}
+    if source.is_dir():
         splits = {folder.name: found for folder in sorted(source.iterdir()) if (found := _metadata_in(folder))}
-        splits = splits or _whole_folder(source)
-    else:
-        splits = {}
+        return splits or _whole_folder(source)
+    return {}
+
+
+def _find_manifest(source: Path, split: str) -> Path | None:
+    """The file that lists the split's utterances, or None where `datasets` must find them itself."""
+    splits = _find_manifests(source)
     if splits and split not in splits:
         raise ValueError(f"{source} has no split {split!r}; its splits are: {', '.join(splits)}")
     return splits.get(split)

@@ -21,6 +21,8 @@ logger = logging.get_logger(__name__)
 
 EXAMPLES_PER_REASON = 3
 UNKNOWN_CHARACTERS = "characters outside the vocabulary"
+NO_TRANSCRIPT = "no transcript"
+UNREADABLE_IN_A_ROW = 100  # files of a stream; no corpus is like that, a drive that is gone is
 _AUDIO_FEATURES = Features({"duration_s": Value("float64"), "input_length": Value("int64"), "problem": Value("string")})
 _DECODED_FEATURES = Features({**_AUDIO_FEATURES, "audio": Audio(decode=False)})
 _TEXT_FEATURES = Features({"labels": List(Value("int64")), "frames_needed": Value("int64"), "unknown": Value("string")})
@@ -68,14 +70,12 @@ class _Limits:
     def reason_to_drop(self, row: dict[str, Any]) -> str | None:
         if row["problem"]:
             return row["problem"]
-        if row["duration_s"] < self.min_duration_s:
-            return f"shorter than {self.min_duration_s:g} s"
-        if row["duration_s"] > self.max_duration_s:
-            return f"longer than {self.max_duration_s:g} s"
+        if problem := duration_problem(row["duration_s"], self.min_duration_s, self.max_duration_s):
+            return problem
         if row["unknown"]:
             return UNKNOWN_CHARACTERS
         if not row["labels"] and not self.keep_untranscribed:
-            return "no transcript"
+            return NO_TRANSCRIPT
         if int(self.frames_of(row["input_length"])) < max(1, row["frames_needed"]):
             return "target longer than its frames"
         return None
@@ -118,16 +118,13 @@ def prepare_dataset(
     Returns:
         The dataset and a report, logged as a warning if anything was dropped. With an `IterableDataset` both are lazy:
         the report grows while the dataset is read, in each pass again, in the process that reads it; the first
-        utterance dropped for a reason is logged.
+        utterance dropped for a reason is logged, and 100 files in a row that cannot be read are an `AudioError`.
 
     Raises:
         ValueError: impossible limits, or nothing is left (not for an `IterableDataset`); `decode_once` with an
             `IterableDataset`.
     """
-    if not 0 <= min_duration_s <= max_duration_s:
-        raise ValueError(
-            f"min_duration_s={min_duration_s} and max_duration_s={max_duration_s}: need 0 <= minimum <= maximum"
-        )
+    check_limits(min_duration_s, max_duration_s)
     limits = _Limits(frames_of, min_duration_s, max_duration_s, keep_untranscribed)
     extractor = getattr(processor, "feature_extractor", processor)
     measure_audio = partial(_measure_audio, sampling_rate_hz=extractor.sampling_rate)
@@ -147,6 +144,23 @@ def prepare_dataset(
         logger.warning(f"some utterances are left out:\n{report}")
         measured = measured.select(keep)
     return measured.remove_columns(_SCRATCH), report
+
+
+def check_limits(min_duration_s: float, max_duration_s: float) -> None:
+    """Raise `ValueError` unless a duration can be within the limits."""
+    if not 0 <= min_duration_s <= max_duration_s:
+        raise ValueError(
+            f"min_duration_s={min_duration_s} and max_duration_s={max_duration_s}: need 0 <= minimum <= maximum"
+        )
+
+
+def duration_problem(duration_s: float, min_duration_s: float, max_duration_s: float) -> str | None:
+    """The reason to drop an utterance of this duration, or None."""
+    if duration_s < min_duration_s:
+        return f"shorter than {min_duration_s:g} s"
+    if duration_s > max_duration_s:
+        return f"longer than {max_duration_s:g} s"
+    return None
 
 
 def _measure_audio(
@@ -229,11 +243,11 @@ def _files_version(dataset: datasets.Dataset) -> str:
         stored = chunk.field("bytes").is_valid().to_pylist()
         for path, is_stored in zip(chunk.field("path").to_pylist(), stored, strict=True):
             if not is_stored:
-                version.update(f"{path}{_size_and_time(path)}".encode())
+                version.update(f"{path}{size_and_time(path)}".encode())
     return version.hexdigest()
 
 
-def _size_and_time(path: str | None) -> tuple[int, int] | None:
+def size_and_time(path: str | None) -> tuple[int, int] | None:
     try:
         return file_version(Path(path or ""))
     except (OSError, ValueError):
@@ -256,11 +270,20 @@ def _filter_lazily(
     dataset: datasets.IterableDataset, measure_audio, measure_text, limits: _Limits
 ) -> tuple[datasets.IterableDataset, FilterReport]:
     report = FilterReport()
+    unreadable_in_a_row = 0
 
     def measure(example: dict[str, Any]) -> dict[str, Any]:
         return {**measure_audio(example["audio"]), **measure_text(example.get("text"))}
 
     def keep(example: dict[str, Any]) -> bool:
+        nonlocal unreadable_in_a_row
+        unreadable_in_a_row = unreadable_in_a_row + 1 if example["problem"] else 0
+        if unreadable_in_a_row == UNREADABLE_IN_A_ROW:  # an endless stream would go on for ever
+            raise AudioError(
+                f"the last {UNREADABLE_IN_A_ROW} files of the stream could not be read, the last of them "
+                f"{audio_name(example['audio'])}: {example['problem']}",
+                example["problem"],
+            )
         reason = limits.reason_to_drop(example)
         report.count(reason, lambda: _example(example["audio"], example, reason))
         if reason is not None and report.dropped[reason] == 1:

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from ..distill.checkpoints import RUN_FILE
 from ..evaluation import DepthReport, compare_markdown
 from ..models import DYNAMIC_CLASSES
+from ..whole_files import whole_file
 
 CARD_FILE = "README.md"
 CARD_TAG = "hf_dld"
@@ -127,7 +128,8 @@ def write_model_card(folder: str | Path, repo_id: str | None = None, **facts: An
     if path.exists() and not is_own_card(path):
         raise ValueError(f"{path} was not written by hf_dld, so it stays as it is; move it away to have a card made.")
     card = make_model_card(folder, repo_id, **facts)
-    card.save(path)
+    with whole_file(path) as beside:
+        card.save(beside)
     return card
 
 

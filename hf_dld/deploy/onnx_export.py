@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..distill.checkpoints import whole_folder
 from ..models import DLDWav2Vec2ConformerForCTC
+from ..whole_files import whole_folder
 from .static import check_free, load_for_export
 
 MODEL_FILE = "model.onnx"

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCTC, PreTrainedModel, Processor
 
 from ..data import load_processor
 from ..distill.batch_norm import reestimate_batch_norm
-from ..distill.checkpoints import whole_folder
 from ..models import DYNAMIC_CLASSES
+from ..whole_files import whole_folder
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit. Sound exports differ by about 1e-6: rounding."""

@@ -3,6 +3,7 @@
 from .colld_trainer import CoLLDTrainer
 from .ctc_trainer import CTCTrainer
 from .dld_trainer import DLDTrainer
+from .faults import NonFiniteLossError, TrainingStopped
 from .lora import lora_config
 from .losses import ctc_loss, info_nce_loss, kl_loss, l1_cosine_loss
 from .student import make_student, save_student
@@ -15,6 +16,8 @@ __all__ = [
     "CoLLDTrainingArguments",
     "DLDTrainer",
     "DLDTrainingArguments",
+    "NonFiniteLossError",
+    "TrainingStopped",
     "ctc_loss",
     "info_nce_loss",
     "kl_loss",

@@ -1,14 +1,11 @@
 """Runs that can be interrupted: which checkpoint to go on from, whose folder it is, and saves that are whole or not."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..whole_files import remove_unfinished, whole_folder
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments  # slow to import, and exports need none
@@ -20,7 +17,8 @@ LIBRARIES = ("torch", "transformers", "datasets")
 def last_complete_checkpoint(folder: str | Path) -> str | None:
     """The newest `checkpoint-N` of a folder that was written to its end, or None.
 
-    The Trainer writes its state last, so a checkpoint without one was cut short, by a kill or a full disk.
+    The trainers of this package write checkpoints beside and rename them. The stock Trainer writes in place, its state
+    last, so a checkpoint without one was cut short, by a kill or a full disk.
     """
     complete = [path for path in Path(folder).glob("checkpoint-*") if _is_complete(path)]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
@@ -52,7 +50,8 @@ def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
     """Make the folder this run's own, or find that it is: the same command goes on where it was interrupted.
 
     A run that failed before it left any work behind may be replaced by a corrected one. The versions of the libraries
-    that it starts with are stored beside it, and may be others when it goes on.
+    that it starts with are stored beside it, and may be others when it goes on. What was being written when it was
+    killed is removed.
 
     Args:
         folder: made when it is missing.
@@ -62,6 +61,8 @@ def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
         ValueError: the folder belongs to a run with other settings, or holds files of no run. Nothing is changed.
     """
     folder, run = Path(folder), json.loads(json.dumps(run))
+    remove_unfinished(folder.parent)
+    remove_unfinished(folder, recursive=True)
     if (folder / RUN_FILE).exists():
         earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         names = (run.keys() | earlier.keys()) - {"versions"}
@@ -78,9 +79,9 @@ def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
         # a run that failed before it did anything: the corrected command takes its place
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there and not the folder of an earlier run; choose another output_dir.")
-    folder.mkdir(parents=True, exist_ok=True)
     run["versions"] = {library: version(library) for library in LIBRARIES}
-    (folder / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+    with whole_folder(folder) as beside:  # a kill leaves no folder that looks like somebody else's
+        (beside / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def save_whole(folder: str | Path, *parts: Any) -> None:
@@ -100,22 +101,3 @@ def save_whole(folder: str | Path, *parts: Any) -> None:
             f"Could not save to {folder}: {error}. What was saved there before, and the checkpoints of this run, are "
             "as they were: free some space and repeat the command to continue."
         ) from error
-
-
-@contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A new folder to write to, which takes the place of `folder` at the end; after an error nothing of it stays."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield beside
-        if folder.exists():
-            # files of the run that lie there too, such as checkpoints, stay
-            for path in beside.iterdir():
-                os.replace(path, folder / path.name)
-        else:
-            os.chmod(beside, 0o755)  # mkdtemp's folders are closed to others
-            os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -7,7 +7,6 @@ have in common, and changed audio is never served the posteriors of what it was.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +25,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.audio import audio_key, audio_name
 from ..data.collator import DataCollatorCTC
+from ..whole_files import remove_unfinished, whole_file
 from .losses import truncate_posteriors
 
 CACHE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -48,7 +47,7 @@ class PosteriorCache:
 
     def refresh(self) -> None:
         """Take notice of shards that were written since."""
-        for path in sorted(set(self.folder.glob("*.safetensors")) - set(self.shards.values())):
+        for path in sorted(set(self.folder.glob("[!.]*.safetensors")) - set(self.shards.values())):
             names = self._open(path).keys()
             self.shards |= {name.removesuffix(".tokens"): path for name in names if name.endswith(".tokens")}
 
@@ -88,17 +87,13 @@ class PosteriorCache:
         """
         # named after what is in it: whoever else writes the same utterances writes the same file
         path = self.folder / f"{blake2b(''.join(posteriors).encode(), digest_size=8).hexdigest()}.safetensors"
-        beside = path.with_suffix(f".{uuid4().hex}.tmp")
         tensors = {}
         for key, (log_probs, tokens) in posteriors.items():
             tensors |= {f"{key}.log_probs": log_probs.contiguous(), f"{key}.tokens": tokens.contiguous()}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside)
-            os.replace(beside, path)
+            with whole_file(path) as beside:
+                save_file(tensors, beside)
         except Exception as error:  # safetensors has an error class of its own for a full disk
-            if beside.exists():
-                beside.unlink()
             raise OSError(
                 f"Could not write teacher posteriors to {self.folder}: {error}. Those written before are kept: free "
                 "some space and start again to go on from them."
@@ -196,6 +191,7 @@ def fill_posterior_cache(
     Returns:
         How many utterances were computed.
     """
+    remove_unfinished(cache.folder)
     share = Subset(dataset, range(rank, len(dataset), num_processes))
     loader = DataLoader(
         share,

@@ -41,9 +41,20 @@ class SpeechTrainingArguments(TrainingArguments):
         },
     )
 
+    max_nonfinite_steps: int = field(
+        default=5,
+        metadata={
+            "help": "Training ends behind a checkpoint after so many steps in a row whose loss or gradient is NaN or "
+            "infinite, at least 1. Such a step changes no weight."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         load_whole_models()
+        self.enable_jit_checkpoint = False  # the trainers do more on SIGTERM, always: see `faults`
+        if self.max_nonfinite_steps < 1:
+            raise ValueError(f"max_nonfinite_steps must be at least 1; got {self.max_nonfinite_steps}.")
         if self.max_batch_seconds is not None and not self.max_batch_seconds > 0:
             raise ValueError(f"max_batch_seconds must be above 0 (seconds); got {self.max_batch_seconds}.")
         if self.accelerator_config.dispatch_batches is None:

@@ -11,18 +11,20 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 
+from ..data.audio import AudioError
 from ..data.batching import SecondsBatchSampler, SeededLengthGroupedSampler
+from .faults import NAMES, TrainingCollator
+from .resumable_trainer import ResumableTrainer
 from .training_args import load_whole_models
 
 logger = logging.get_logger(__name__)
 
 
-class UtteranceTrainer(Trainer, ABC):
+class UtteranceTrainer(ResumableTrainer, ABC):
     """What the trainers of this package share: losses that each utterance has, averaged over the global batch.
 
     Batches hold `input_lengths` (batch,), as the collators of `hf_dld.data` make them. The loss is the mean over the
@@ -68,6 +70,14 @@ class UtteranceTrainer(Trainer, ABC):
 
     def get_train_dataloader(self) -> DataLoader:
         """As in `transformers.Trainer`; with `args.max_batch_seconds`, batches of so many seconds."""
+        collator = self.data_collator
+        self.data_collator = TrainingCollator(collator)
+        try:
+            return self.make_train_dataloader()
+        finally:
+            self.data_collator = collator  # evaluation needs no names
+
+    def make_train_dataloader(self) -> DataLoader:
         args, dataset = self.args, self.train_dataset
         if args.max_batch_seconds is None or dataset is None:
             return super().get_train_dataloader()
@@ -123,7 +133,14 @@ class UtteranceTrainer(Trainer, ABC):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
         self.forget_gradients()
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        try:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except AudioError as error:
+            raise AudioError(
+                f"{error}. It could be read before training, so a drive may be gone, or files were changed since. "
+                f"The checkpoints in {self.args.output_dir} are whole: repeat the command when the audio is back.",
+                error.reason,
+            ) from error
         utterances = torch.tensor(sum(len(batch["input_lengths"]) for batch in batches), device=device)
         return batches, self.accelerator.reduce(utterances, "sum")
 
@@ -147,14 +164,17 @@ class UtteranceTrainer(Trainer, ABC):
         With `return_outputs`, also what `compute_utterance_terms` returns beside the losses.
         """
         num_utterances = len(inputs["input_lengths"])
+        names = inputs.pop(NAMES, [])
         terms, outputs = self.compute_utterance_terms(model, inputs)
-        loss = terms.pop("loss").sum()
+        losses = terms.pop("loss")
+        loss = losses.sum()
         if num_items_in_batch is None:
             loss = loss / num_utterances
         else:
             # data-parallel training averages gradients over processes, but the sum over all utterances is wanted
             loss = loss * self.accelerator.num_processes / num_items_in_batch
         if model.training:
+            self.guard.watch(losses, names)
             self.record_terms(terms, num_utterances)
             self.record_lengths(inputs["input_lengths"])
         return (loss, outputs) if return_outputs else loss

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..whole_files import whole_file, write_whole_text
 from .stored import parse, read_json
 
 
@@ -90,7 +91,7 @@ class DepthReport:
     errors_file: str | None = None
 
     def to_json(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_whole_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> "DepthReport":
@@ -103,7 +104,7 @@ class DepthReport:
     def to_csv(self, path: str | Path) -> None:
         """A line for each depth; intervals take two columns, lists of layers are joined by blanks."""
         lines = [_csv_line(row) for row in self.rows]
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with whole_file(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["name", "layer_selection", *_csv_line(DepthRow(1, [], 0, 0.0, 0.0))])
             writer.writeheader()
             writer.writerows({"name": self.name, "layer_selection": self.layer_selection, **line} for line in lines)

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data import DataCollatorCTC, decode_labels
+from ..whole_files import whole_file
 from .batches import batch_policy, example_batches
 from .layer_sets import run_layer_sets
 from .metrics import count_errors
@@ -203,7 +204,7 @@ def save_errors(path: str | Path, counts: ErrorCounts, layer_sets: Mapping[int, 
     The arrays: `text`, checksums of the references; and for words and for characters `words`, the reference lengths,
     and `word_errors_6`, the errors at 6 layers, summed over the sets of layers of that depth.
     """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with whole_file(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
 
         def write(name: str, values: np.ndarray) -> None:
             small = values.astype(np.min_scalar_type(int(values.max(initial=0))))

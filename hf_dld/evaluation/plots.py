@@ -7,6 +7,7 @@ from typing import Literal
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..whole_files import whole_file
 from .depth_report import DepthReport
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; each line has a marker of its own too
@@ -78,4 +79,5 @@ def plot_depths(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     axes.set_title(title)
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=150)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -13,6 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ..models.depth import check_depth_schedule, check_num_hidden_layers
+from ..whole_files import write_whole_text
 from .layer_sets import LayerSetScorer, SearchCost
 from .stored import parse, read_json
 
@@ -146,12 +146,7 @@ def search_depth_schedule(
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    beside = Path(f"{path}.tmp")
-    try:
-        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _read_progress(path: Path, search: dict[str, Any]) -> tuple[list[Beam], SearchCost]:
