@@ -170,7 +170,7 @@ def test_a_configuration_of_a_local_corpus(write_corpus):
 
 def test_a_folder_of_loose_files_says_what_to_do(write_audio):
     folder = write_audio("loose/a.wav").parent
-    with pytest.raises(ValueError, match="holds loose audio files.* List them in a metadata.csv"):
+    with pytest.raises(ValueError, match="holds loose audio files.* list loose files in a metadata.csv"):
         load_speech_dataset(folder)
 
 
