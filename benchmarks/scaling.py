@@ -1,21 +1,28 @@
 """What DLD costs on machines that nobody here has: time, memory, communication and the posterior cache, by formula.
 
     python benchmarks/scaling.py
-    python benchmarks/scaling.py --devices 8 --peak_tflops 989 --utilisation 0.4 --price_per_hour 3
+    python benchmarks/scaling.py --peak_tflops 312 --utilisation 0.3 --price_per_hour 1.5 --devices 8 32
 
 Operations are counted by torch.utils.flop_counter on the meta device, where nothing is computed; parameters likewise.
-All else is arithmetic on them that docs/scaling.md writes out, with where the assumptions come from. Prints Markdown.
+The rest is arithmetic, which docs/scaling.md writes out with where the assumptions come from. Prints Markdown tables.
+
+With --check the share of this machine's matrix product rate that a real DLD step reaches is measured: the
+`utilisation` of a CPU.
 """
 
 import argparse
+import statistics
+import tempfile
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from measure import print_table
+from measure import conditions, print_table, time_interleaved
 from torch.utils.flop_counter import FlopCounterMode
+from training_step import LETTERS, make_examples, take_step
 
-from hf_dld import DLDWav2Vec2ConformerForCTC, DLDWavLMForCTC
+import hf_dld
 
 LARGE = {
     "hidden_size": 1024,
@@ -26,67 +33,183 @@ LARGE = {
     "conv_bias": True,
     "do_stable_layer_norm": True,
     "vocab_size": 32,
-    "attn_implementation": "eager",  # the counter does not see into fused attention
 }
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "WavLM large": (DLDWavLMForCTC, LARGE),
-    "Conformer 600 M": (DLDWav2Vec2ConformerForCTC, {**LARGE, "position_embeddings_type": "rotary"}),
+    "WavLM large": (hf_dld.DLDWavLMForCTC, LARGE),
+    "Conformer 600 M": (hf_dld.DLDWav2Vec2ConformerForCTC, {**LARGE, "position_embeddings_type": "rotary"}),
 }
 RATE_HZ, FRAMES_PER_S = 16_000, 50
-MASTER_BYTES = 16  # a float32 weight, its gradient and two moments of AdamW
+TRAINED_BYTES = 16  # of a parameter: float32 weight, gradient, and the two moments of AdamW
 CACHE_TOP = 8
 
 
 @dataclass
-class Costs:
-    """Operations for a second of audio, and parameters."""
+class Cost:
+    """Operations (2 for a multiply-accumulate) for a second of audio, forward; and parameters."""
 
     layers: int
-    features: float  # the feature encoder, forward
-    rest: float  # projection, positions and head, forward
-    layer: float  # one encoder layer, forward
-    rest_parameters: int  # features and rest
+    features: float  # the feature encoder
+    rest: float  # projection, positions and head
+    layer: float  # one encoder layer
+    feature_parameters: int
+    rest_parameters: int
     layer_parameters: int
+    rest_saved: float  # bytes kept for the way back, for a second of audio, in float32
+    layer_saved: float
 
     @property
     def parameters(self) -> int:
+        return self.feature_parameters + self.trained_parameters
+
+    @property
+    def trained_parameters(self) -> int:
         return self.rest_parameters + self.layers * self.layer_parameters
 
-    def forward(self, layers: float) -> float:
-        return self.rest + layers * self.layer
-
-    def step(self, student_layers: float, teacher: str) -> float:
-        """A step: the frozen feature encoder once, the student forward and (twice that) back, the teacher forward."""
-        taught = self.forward(self.layers) if teacher == "live" else 0.0
-        return self.features + 3 * self.forward(student_layers) + taught
+    def step(self, layers: float, teacher: str = "none") -> float:
+        """A step with a frozen feature encoder, which runs once; backward is twice forward; the teacher is forward."""
+        taught = self.rest + self.layers * self.layer if teacher == "live" else 0.0
+        return self.features + 3 * (self.rest + layers * self.layer) + taught
 
 
-def count(model_class: Any, options: dict[str, Any], audio_s: float) -> Costs:
+def saved_bytes(model: Any, samples: torch.Tensor, layers: list[int]) -> int:
+    """Bytes of the tensors that a forward pass keeps for the backward pass, weights left out."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(samples, active_layers=layers)
+        return sum(kept[key].untyped_storage().nbytes() for key in kept.keys() - weights)
+
+
+def count(model_class: Any, options: dict[str, Any], audio_s: float) -> Cost:
+    # eager attention: the counter does not see into the fused one
+    config = model_class.config_class(**options, attn_implementation="eager", mask_time_prob=0.0)
     with torch.device("meta"):
-        model = model_class(model_class.config_class(**options)).eval()
+        model = model_class(config).eval()
         samples = torch.zeros(1, round(audio_s * RATE_HZ))
         with torch.no_grad(), FlopCounterMode(display=False, depth=None) as counter:
             model(samples, active_layers=[0])
-    by_module = {name: sum(operations.values()) for name, operations in counter.get_flop_counts().items()}
+        model.train().set_attn_implementation("sdpa")
+        model.freeze_feature_encoder()
+        saved = [saved_bytes(model, samples, layers) / audio_s for layers in ([1], [1, 2])]
+    operations = {name: sum(counts.values()) / audio_s for name, counts in counter.get_flop_counts().items()}
 
-    def operations_of(ending: str) -> float:
-        return next(count for name, count in by_module.items() if name.endswith(ending)) / audio_s
+    def of(ending: str) -> float:
+        return next(value for name, value in operations.items() if name.endswith(ending))
 
-    features, layer = operations_of(".feature_extractor"), operations_of("encoder.layers.0")
-    encoder_layers = model.base_model.encoder.layers
-    layer_parameters = sum(parameter.numel() for parameter in encoder_layers[1].parameters())
-    return Costs(
-        layers=len(encoder_layers),
+    features, layer = of(".feature_extractor"), of("encoder.layers.0")
+    base = model.base_model
+    feature_parameters, layer_parameters = (
+        sum(parameter.numel() for parameter in module.parameters())
+        for module in (base.feature_extractor, base.encoder.layers[1])
+    )
+    layers = len(base.encoder.layers)
+    return Cost(
+        layers=layers,
         features=features,
         rest=counter.get_total_flops() / audio_s - features - layer,
         layer=layer,
-        rest_parameters=model.num_parameters() - len(encoder_layers) * layer_parameters,
+        feature_parameters=feature_parameters,
+        rest_parameters=model.num_parameters() - feature_parameters - layers * layer_parameters,
         layer_parameters=layer_parameters,
+        rest_saved=2 * saved[0] - saved[1],
+        layer_saved=saved[1] - saved[0],
     )
 
 
-def gigabytes(count: float) -> str:
-    return f"{count / 1e9:.2f}"
+def operations_row(name: str, cost: Cost) -> list[str]:
+    half = cost.layers / 2
+    steps = [cost.step(cost.layers), cost.step(half, "live"), cost.step(half)]
+    counts = [cost.features, cost.rest, cost.layer, *steps]
+    return [name, f"{cost.parameters / 1e6:.0f} M", *(f"{count / 1e9:.1f}" for count in counts)]
+
+
+def time_rows(name: str, cost: Cost, args: argparse.Namespace) -> list[list[str]]:
+    rows = []
+    for hours, epochs, devices in zip(args.hours, args.epochs, args.devices, strict=True):
+        audio_s, half = hours * 3600, cost.layers / 2
+        filling = audio_s * (cost.features + cost.rest + cost.layers * cost.layer)
+        needed = {
+            "full-depth CTC": epochs * audio_s * cost.step(cost.layers),
+            "DLD, live teacher": epochs * audio_s * cost.step(half, "live"),
+            "DLD, cached teacher": filling + epochs * audio_s * cost.step(half),
+        }
+        for what, operations in needed.items():
+            device_hours = operations / (args.peak_tflops * 1e12 * args.utilisation) / 3600
+            wall = device_hours / devices
+            loaded = audio_s * epochs / (wall * 3600)
+            rows.append(
+                [
+                    name,
+                    f"{hours:,.0f} h x {epochs:g}",
+                    what,
+                    f"{operations / 1e18:.2f}",
+                    f"{device_hours:,.0f}",
+                    f"{devices}",
+                    f"{wall:,.1f}",
+                    f"{device_hours * args.price_per_hour:,.0f}",
+                    f"{loaded:,.0f}",
+                ]  # fmt: skip
+            )
+    return rows
+
+
+def memory_row(name: str, cost: Cost, devices: int) -> list[str]:
+    teacher, whole = 4 * cost.parameters, TRAINED_BYTES * cost.trained_parameters + 4 * cost.feature_parameters
+    layer = 4 * cost.layer_parameters  # the one or two that are gathered at a time, beside the parts
+    sizes = [whole, whole + teacher, (whole - 4 * cost.feature_parameters) / devices + 2 * layer + teacher]
+    saved = [(cost.rest_saved + layers * cost.layer_saved) for layers in (cost.layers, cost.layers / 2)]
+    return [name, *(f"{size / 1e9:.1f}" for size in sizes), *(f"{size / 1e6:.0f}" for size in saved)]
+
+
+def communication_row(name: str, cost: Cost, devices: int) -> list[str]:
+    share, half = (devices - 1) / devices, cost.layers / 2
+    all_reduce = 2 * share * 4 * cost.trained_parameters
+    layers = {"all": cost.layers, "half": half}
+    # a layer is gathered on the way there and back, what is not a layer once; gradients are scattered
+    gathered = {
+        which: share * 4 * (2 * cost.rest_parameters + 3 * count * cost.layer_parameters)
+        for which, count in layers.items()
+    }
+    return [name, *(f"{size / 1e9:.2f}" for size in (all_reduce, gathered["all"], gathered["half"]))]
+
+
+def check(seconds: float, rounds: int) -> None:
+    """The share of this machine's matrix product rate that DLD steps of WavLM base with 6 of 12 layers reach."""
+    torch.set_num_threads(1)
+    options = {"vocab_size": 32, "mask_time_prob": 0.0}
+    cost = count(hf_dld.DLDWavLMForCTC, options, seconds)
+    student, teacher = (hf_dld.DLDWavLMForCTC(hf_dld.DLDWavLMConfig(**options)) for _ in range(2))
+    student.freeze_feature_encoder()
+    teacher.load_state_dict(student.state_dict())  # equal feature encoders are run once
+    collator = hf_dld.DataCollatorCTC(hf_dld.build_character_processor([LETTERS]))
+    examples = make_examples(1, seconds, RATE_HZ)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = hf_dld.DLDTrainer(
+            model=student,
+            teacher=teacher,
+            args=hf_dld.DLDTrainingArguments(folder, use_cpu=True, disable_tqdm=True),
+            data_collator=collator,
+            train_dataset=examples,
+        )
+        trainer.draw_layers = lambda: [tuple(range(0, 12, 2))]
+        optimizer, inputs = torch.optim.AdamW(student.parameters(), lr=1e-5), collator(examples)
+        factor = torch.randn(1024, 1024)
+        timed = time_interleaved(
+            {"step": lambda: take_step(trainer, optimizer, inputs, 0, 1.0), "product": lambda: factor @ factor},
+            rounds,
+            clock=time.process_time,  # one thread: what else the machine does lengthens this less
+        )
+    rate = 2 * 1024**3 / statistics.median(timed["product"])
+    step = cost.step(6, "live") * seconds / statistics.median(timed["step"])
+    print(f"{conditions()}\n")
+    print(
+        f"matrix product {rate / 1e9:.0f} GFLOP/s, DLD step of {seconds:g} s {step / 1e9:.0f}: {step / rate:.2f} of it"
+    )
 
 
 def main() -> None:
@@ -98,27 +221,33 @@ def main() -> None:
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="bfloat16 operations a second of a device")
     parser.add_argument("--utilisation", type=float, default=0.2, help="the part of the peak that a step reaches")
     parser.add_argument("--price_per_hour", type=float, default=3.0, help="of a device, in dollars")
+    parser.add_argument("--check", action="store_true", help="measure a step on this machine instead")
+    parser.add_argument("--rounds", type=int, default=5, help="for --check")
     args = parser.parse_args()
+    if args.check:
+        check(args.utterance_s, args.rounds)
+        return
 
     costs = {name: count(*model, args.utterance_s) for name, model in MODELS.items()}
-    rows = [
-        [
-            name,
-            f"{cost.parameters / 1e6:.0f} M",
-            f"{cost.layer_parameters / 1e6:.1f} M",
-            *(f"{flops / 1e9:.2f}" for flops in (cost.features, cost.rest, cost.layer, cost.forward(cost.layers))),
-            *(f"{cost.step(layers, teacher) / 1e9:.0f}" for layers, teacher in STEPS(cost)),
-        ]
-        for name, cost in costs.items()
-    ]
-    print(f"Operations for a second of audio, in billions; utterances of {args.utterance_s:g} s.\n")
-    header = ["model", "parameters", "a layer's", "feature encoder", "rest", "a layer", "rest and all layers"]
-    print_table([*header, "full-depth CTC step", "DLD step, live teacher", "DLD step, cached"], rows)
-
-
-def STEPS(cost: Costs):
-    half = cost.layers / 2
-    return [(cost.layers, "none"), (half, "live"), (half, "cached")]
+    print(f"Billions of operations for a second of audio, in utterances of {args.utterance_s:g} s:\n")
+    header = ["model", "parameters", "feature encoder", "rest", "a layer"]
+    steps = ["full-depth CTC step", "DLD step, live teacher", "DLD step, cached teacher"]
+    print_table([*header, *steps], (operations_row(*item) for item in costs.items()))
+    print(f"Training at {args.utilisation:g} of {args.peak_tflops:g} TFLOP/s, {args.price_per_hour:g} $ an hour:\n")
+    header = ["model", "corpus", "job", "10^18 operations", "device hours", "devices", "hours", "$"]
+    rows = (row for item in costs.items() for row in time_rows(*item, args))
+    print_table([*header, "audio seconds a second, all devices"], rows)
+    devices = args.devices[0]
+    print(f"Gigabytes on each of {devices} devices, and what a second of audio adds (all in float32):\n")
+    header = ["model", "DDP, cached teacher", "DDP, live teacher", "sharded, live teacher"]
+    header += ["MB a second of audio for the way back, all layers", "half of them"]
+    print_table(header, (memory_row(*item, devices) for item in costs.items()))
+    print(f"Gigabytes sent by each of {devices} devices in a step, in float32:\n")
+    header = ["model", "DDP", "sharded, all layers", "sharded, half of the layers"]
+    print_table(header, (communication_row(*item, devices) for item in costs.items()))
+    an_hour = 3600 * FRAMES_PER_S * (2 * (CACHE_TOP + 1) + 2 * CACHE_TOP)
+    sizes = ", ".join(f"{hours:,.0f} h: {hours * an_hour / 1e9:,.0f} GB" for hours in args.hours)
+    print(f"The posterior cache, {CACHE_TOP} tokens of a frame in float16: {sizes}")
 
 
 if __name__ == "__main__":

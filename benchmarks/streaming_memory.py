@@ -13,6 +13,7 @@ import io
 import tarfile
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,12 @@ def main() -> None:
     )
     watch = Watch(every=args.warm_up)
     with tempfile.TemporaryDirectory() as folder:
-        make_shards(Path(folder), args.format, args.utterances, args.shards)
+        # by another process, whose memory is not counted
+        process = get_context("spawn").Process(
+            target=make_shards, args=(Path(folder), args.format, args.utterances, args.shards)
+        )
+        process.start()
+        process.join()
         stream, report = training_stream(
             load_speech_dataset(folder, streaming=True),
             processor,

@@ -98,8 +98,7 @@ def prepare_dataset(
     outside the vocabulary, or one that does not fit. CTC emits one token a frame and a blank between equal neighbours,
     so a target fits when `frames >= tokens + equal neighbours`.
 
-    Every file is decoded once; the collator decodes it again, but for a stream, whose utterances become samples at the
-    model's rate on the way. `datasets` caches what was measured, not the verdicts, so a second run is instant with
+    Every file is decoded once. `datasets` caches what was measured, not the verdicts, so a second run is instant with
     the same or other limits; a file that changed on disk is measured again. Decoded audio is kept only with
     `decode_once`.
 
@@ -112,7 +111,8 @@ def prepare_dataset(
         keep_untranscribed: keep utterances without a transcript, with `labels == []`.
         decode_once: replace `audio` by what was decoded and resampled, so that no later epoch does it again: exact
             (32-bit WAV, 4 bytes a sample, 230 MB an hour at 16 kHz), in the cache of `datasets`, not in memory. Pays
-            for small compressed corpora and many epochs; not for an `IterableDataset`.
+            for small compressed corpora and many epochs. With an `IterableDataset`, `audio` becomes samples, which the
+            collator need not decode again; shuffle before, for a buffer would hold them.
         num_proc: processes that decode, 1 when None; not for an `IterableDataset`.
 
     Returns:
@@ -121,8 +121,7 @@ def prepare_dataset(
         utterance dropped for a reason is logged, and 100 files in a row that cannot be read are an `AudioError`.
 
     Raises:
-        ValueError: impossible limits, or nothing is left (not for an `IterableDataset`); `decode_once` with an
-            `IterableDataset`.
+        ValueError: impossible limits, or nothing is left (not for an `IterableDataset`).
     """
     check_limits(min_duration_s, max_duration_s)
     limits = _Limits(frames_of, min_duration_s, max_duration_s, keep_untranscribed)
@@ -131,9 +130,8 @@ def prepare_dataset(
     # without a tokenizer there is nothing to measure transcripts with
     measure_text = partial(_measure_text, tokenizer=getattr(processor, "tokenizer", None))
     if isinstance(dataset, datasets.IterableDataset):
-        if decode_once:
-            raise ValueError("decode_once keeps decoded audio on disk, and a stream is read without keeping anything.")
-        return _filter_lazily(dataset, partial(measure_audio, keep=_as_samples), measure_text, limits)
+        measure_audio = partial(measure_audio, keep=_as_samples if decode_once else None)
+        return _filter_lazily(dataset, measure_audio, measure_text, limits)
     measure_audio = partial(measure_audio, keep=_as_wav if decode_once else None)
     measured = _measure(dataset, measure_audio, measure_text, decode_once, num_proc)
     report = FilterReport()

@@ -45,4 +45,4 @@ def training_stream(
     endless = dataset.repeat(None)
     if shuffle_buffer_size is not None:
         endless = endless.shuffle(seed=seed, buffer_size=shuffle_buffer_size)
-    return prepare_dataset(endless, processor, frames_of, **limits)
+    return prepare_dataset(endless, processor, frames_of, decode_once=True, **limits)

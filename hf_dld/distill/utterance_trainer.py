@@ -52,6 +52,7 @@ class UtteranceTrainer(ResumableTrainer, ABC):
             self.check_durations()
         if self.args.fsdp and not self.is_fsdp_enabled:
             logger.warning("FSDP shards on accelerators only: here every process holds the whole model, as with DDP.")
+        self.check_shards()
         self.term_sums: dict[str, torch.Tensor] = {}
         self.term_counts: dict[str, int] = {}
         self.speech_since_log, self.padded_since_log = torch.tensor(0), torch.tensor(0)  # samples
@@ -67,6 +68,20 @@ class UtteranceTrainer(ResumableTrainer, ABC):
             raise ValueError(
                 f"max_batch_seconds needs the column duration_s, which prepare_dataset adds; there are: {[*columns]}."
             )
+
+    def check_shards(self) -> None:
+        """Warn about a stream that the processes cannot share evenly."""
+        dataset, processes = self.train_dataset, self.args.world_size
+        if not isinstance(dataset, datasets.IterableDataset) or dataset.num_shards % processes == 0:
+            return
+        if dataset.num_shards < processes:
+            consequence = "every process reads and decodes all of it, and uses its share"
+        else:
+            consequence = "processes with fewer shards repeat them more often"
+        logger.warning(
+            f"The training stream has {dataset.num_shards} shards for {processes} processes: {consequence}. Write the "
+            "corpus in a multiple of as many shards."
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """As in `transformers.Trainer`; with `args.max_batch_seconds`, batches of so many seconds."""

@@ -240,10 +240,11 @@ def with_bytes(audio: dict) -> dict:
         return {**audio, "bytes": file.read() if exists else None}
 
 
-def test_a_stream_is_not_decoded_once(write_corpus):
+def test_a_stream_that_is_decoded_once_holds_samples(write_corpus):
     stream = load_speech_dataset(write_corpus(CORPUS[:2]), streaming=True)
-    with pytest.raises(ValueError, match="decode_once keeps decoded audio on disk, and a stream"):
-        prepare_dataset(stream, PROCESSOR, frames_of, decode_once=True)
+    (example, *_), _ = prepare_dataset(stream, PROCESSOR, frames_of, decode_once=True)
+    audio = example["audio"]
+    assert audio["path"].endswith("good.wav") and audio["array"].shape == (example["input_length"],)
 
 
 def test_several_processes_find_the_same(careless_corpus):
