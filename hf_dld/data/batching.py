@@ -1,8 +1,9 @@
-"""Batches of a bounded number of seconds."""
+"""Batches of a bounded number of seconds, and orders that a resumed run finds again."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
 BATCHES_PER_BUCKET = 4  # more mix the batches better, fewer leave less padding
@@ -59,3 +60,27 @@ class SecondsBatchSampler(Sampler[list[int]]):
         ]
         for index in random.permutation(len(batches)):
             yield batches[index]
+
+
+class EpochSampler(Sampler[int]):
+    """Makes the order of a sampler that draws with a `generator` a function of (seed, epoch).
+
+    Without one, it draws from the random numbers of training, and a run that is resumed within an epoch after the
+    first does not find back to the order that it had begun.
+
+    Args:
+        sampler: such as Transformers' `LengthGroupedSampler`.
+        seed: of the order.
+        epoch: gives the present epoch when an epoch is begun.
+    """
+
+    def __init__(self, sampler: Sampler[int], seed: int, epoch: Callable[[], int]):
+        self.sampler, self.seed, self.epoch = sampler, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        mixed = int(np.random.SeedSequence((self.seed, self.epoch())).generate_state(1)[0])
+        self.sampler.generator = torch.Generator().manual_seed(mixed)
+        return iter(self.sampler)

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import seed_worker
 
 from ..data.audio import AudioError
-from ..data.batching import SecondsBatchSampler
+from ..data.batching import EpochSampler, SecondsBatchSampler
 from .faults import NAMES, TrainingCollator
 from .resumable_trainer import ResumableTrainer
 
@@ -79,8 +79,8 @@ class UtteranceTrainer(ResumableTrainer, ABC):
         batches = SecondsBatchSampler(
             durations_s,
             args.max_batch_seconds,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            epoch=lambda: int(self.state.epoch or 0),
+            seed=self.data_seed,
+            epoch=self.present_epoch,
         )
         loader = DataLoader(
             dataset,
@@ -100,7 +100,15 @@ class UtteranceTrainer(ResumableTrainer, ABC):
         if isinstance(sampler, LengthGroupedSampler):
             # it looks at each length several times an epoch, and a column of `datasets` reads every time: 1 ms a look
             sampler.lengths = list(sampler.lengths)
+            sampler = EpochSampler(sampler, self.data_seed, self.present_epoch)
         return sampler
+
+    @property
+    def data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def present_epoch(self) -> int:
+        return int(self.state.epoch or 0)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
