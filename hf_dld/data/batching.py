@@ -1,4 +1,4 @@
-"""Batches of utterances of similar length, in an order that all processes agree on."""
+"""Batches of utterances of similar length, in an order that all processes agree on and a resumed run finds again."""
 
 from collections.abc import Callable, Iterator, Sequence
 

@@ -103,8 +103,8 @@ class UtteranceTrainer(ResumableTrainer, ABC):
         batches = SecondsBatchSampler(
             durations_s,
             args.max_batch_seconds,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            epoch=lambda: int(self.state.epoch or 0),
+            seed=self.data_seed,
+            epoch=self.present_epoch,
         )
         loader = DataLoader(
             dataset,
@@ -124,13 +124,12 @@ class UtteranceTrainer(ResumableTrainer, ABC):
         if isinstance(sampler, LengthGroupedSampler):
             # the stock one draws from each process's own random state: from the second epoch on, processes would
             # deal from different orders, hearing some utterances twice and others never
-            args = self.args
             return SeededLengthGroupedSampler(
-                sampler.batch_size * args.world_size,  # the order is that of the global batch, however it is split
+                sampler.batch_size * self.args.world_size,  # the order is that of the global batch, however it is split
                 # it looks at each length several times an epoch, and a column of `datasets` reads every time: 1 ms
                 lengths=list(sampler.lengths),
-                seed=args.seed if args.data_seed is None else args.data_seed,
-                epoch=lambda: int(self.state.epoch or 0),
+                seed=self.data_seed,
+                epoch=self.present_epoch,
             )
         return sampler
 
@@ -143,6 +142,13 @@ class UtteranceTrainer(ResumableTrainer, ABC):
             return super()._get_dataloader(dataset, description, *args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+
+    @property
+    def data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def present_epoch(self) -> int:
+        return int(self.state.epoch or 0)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_dld.data.batching import SecondsBatchSampler
+from hf_dld.data.batching import SecondsBatchSampler, SeededLengthGroupedSampler
 
 DURATIONS = st.lists(st.floats(0.1, 30.0), min_size=1, max_size=300)
 
@@ -56,3 +57,16 @@ def test_an_utterance_longer_than_a_batch():
         ValueError, match="max_batch_seconds=5 is less than the longest utterance, number 1, which has 7.5 s"
     ):
         SecondsBatchSampler([1.0, 7.5, 2.0], 5.0)
+
+
+def test_an_order_that_depends_on_seed_and_epoch_alone():
+    epoch = 0
+    lengths = list(range(40))
+    sampler = SeededLengthGroupedSampler(4, lengths, seed=1, epoch=lambda: epoch)
+    first = list(sampler)
+    torch.rand(7)
+    assert list(sampler) == first and sorted(first) == lengths and len(sampler) == 40
+    other_seed = SeededLengthGroupedSampler(4, lengths, seed=2, epoch=lambda: epoch)
+    assert list(other_seed) != first
+    epoch = 1
+    assert list(sampler) != first

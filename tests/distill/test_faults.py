@@ -9,6 +9,7 @@ import resource
 import signal
 from pathlib import Path
 
+import datasets
 import pytest
 import soundfile
 import torch
@@ -89,6 +90,14 @@ def disturb(tmp_path, processor, files, undisturbed):
 
 def checkpoints(run: Path) -> list[str]:
     return sorted(path.name for path in run.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_a_run_that_is_resumed_in_its_second_epoch(disturb, files, strategy):
+    """The order of an epoch is found again, whatever was drawn before it."""
+    options = {"data": datasets.Dataset.from_list(files), "max_steps": 6, "train_sampling_strategy": strategy}
+    stop = At("on_step_begin", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    disturb(stop, TrainingStopped, per_device_train_batch_size=4, save_steps=10, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
