@@ -78,6 +78,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         self.seed, self.epoch = seed, epoch
 
     def __iter__(self) -> Iterator[int]:
-        # two numbers in one: neighbouring seeds must not share epochs
-        self.generator.manual_seed((self.seed << 32) + self.epoch())
+        # mixed into the 32 bits that torch's generator looks at
+        mixed = np.random.SeedSequence((self.seed, self.epoch())).generate_state(1)[0]
+        self.generator.manual_seed(int(mixed))
         return super().__iter__()

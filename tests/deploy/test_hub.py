@@ -26,6 +26,7 @@ UPLOADED = {
     "configuration_dld.py",
     "depth.py",
     "depth_report.json",
+    "feature_encoder.py",
     "loading.py",
     "model.safetensors",
     "modeling_dld.py",
