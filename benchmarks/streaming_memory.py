@@ -86,8 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", choices=("parquet", "webdataset"), default="parquet")
     parser.add_argument("--utterances", type=int, default=100_000)
-    parser.add_argument("--warm_up", type=int, default=10_000, help="utterances before memory is compared")
-    parser.add_argument("--shards", type=int, default=20)
+    parser.add_argument("--warm_up", type=int, default=20_000, help="utterances before memory is compared")
+    parser.add_argument("--shards", type=int, default=100, help="ten are open at a time")
     parser.add_argument("--batch_size", type=int, default=32)
     args = parser.parse_args()
 
