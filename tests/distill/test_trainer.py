@@ -499,6 +499,6 @@ def test_grouping_by_length_does_not_read_the_dataset(tmp_path, processor, datas
     rows = [{**example, "audio": None} for example in dataset]
     options = {"train_sampling_strategy": "group_by_length"}
     trainer = make_trainer(tmp_path, processor, datasets.Dataset.from_list(rows), **options)
-    sampler = trainer._get_train_sampler().sampler
+    sampler = trainer._get_train_sampler()
     assert type(sampler.lengths) is list and sampler.lengths == [row["input_length"] for row in rows]
     assert sorted(sampler) == list(range(len(rows)))
