@@ -300,8 +300,8 @@ def make_teacher(
 CTC_OPTIONS = (
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps weight_decay adam_beta1 "
     "adam_beta2 max_grad_norm lr_scheduler_type warmup_steps seed data_seed logging_steps save_strategy save_steps "
-    "bf16 fp16 optim dataloader_num_workers train_sampling_strategy disable_tqdm use_cpu report_to torch_compile "
-    "max_batch_seconds"
+    "bf16 fp16 optim dataloader_num_workers dataloader_persistent_workers "
+    "train_sampling_strategy disable_tqdm use_cpu report_to torch_compile max_batch_seconds"
 ).split()
 
 

@@ -1,0 +1,96 @@
+"""What does torch.compile give, and what does it cost? Fixed-depth inference, and training steps with few sets of layers.
+
+    OMP_NUM_THREADS=1 python benchmarks/compile.py [--models digits_wavlm digits_conformer wavlm-base]
+
+Inference: one utterance at a third of the layers and at all of them, eager beside compiled. Training: forward and
+backward passes of the student over each set of layers that `depth_sampling="selection"` draws, each of which is a graph
+of its own. Both on one shape of batch; compiling takes place before the clock runs and has a column of its own, and the
+last column says after how many calls it has paid for itself. On a CUDA device the compiled model also runs as CUDA
+graphs (mode "reduce-overhead"). Prints Markdown tables.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from measure import DEVICE, conditions, print_table, ratio, synchronize, time_interleaved
+from training_step import CONFIGS, load_model
+
+MODES = ["default", *(["reduce-overhead"] if DEVICE == "cuda" else [])]
+
+
+def first_call_s(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def compare(eager: Callable[[], object], compiled: dict[str, Callable[[], object]], runs: int) -> Iterator[list[str]]:
+    """A row for each compiled mode: eager seconds, ratio, seconds of compiling, calls until it has paid."""
+    compile_s = {mode: first_call_s(call) for mode, call in compiled.items()}
+    seconds = time_interleaved({"eager": eager, **compiled}, runs)
+    eager_s = median(seconds["eager"])
+    for mode in compiled:
+        saved_s = eager_s - median(seconds[mode])
+        pays = f"{compile_s[mode] / saved_s:.0f}" if saved_s > 0 else "never"
+        yield [mode, f"{eager_s:.4f}", ratio(seconds, mode, "eager"), f"{compile_s[mode]:.0f}", pays]
+
+
+@torch.no_grad()
+def compare_inference(args: argparse.Namespace) -> Iterator[list[object]]:
+    for name in args.models:
+        model, rate_hz = load_model(name)
+        model.eval().to(DEVICE)
+        num_layers = model.config.num_hidden_layers
+        values = torch.randn(1, int(args.seconds * rate_hz), device=DEVICE)
+        for depth in (num_layers // 3, num_layers):
+            model.set_active_layers(depth)
+            torch.compiler.reset()
+            ways = {mode: torch.compile(model, fullgraph=True, mode=mode) for mode in MODES}
+            calls = {mode: lambda way=way: way(values) for mode, way in ways.items()}
+            for row in compare(lambda: model(values), calls, args.runs):
+                yield [name, f"{depth} of {num_layers}", *row]
+
+
+def compare_training(args: argparse.Namespace) -> Iterator[list[object]]:
+    for name in args.models:
+        model, rate_hz = load_model(name)
+        model.to(DEVICE).train()
+        model.freeze_feature_encoder()
+        model.config.apply_spec_augment = False  # its masks are drawn by NumPy, which no graph holds
+        num_layers = model.config.num_hidden_layers
+        values = torch.randn(1 if name in CONFIGS else 8, int(args.seconds * rate_hz), device=DEVICE)
+        torch.compiler.reset()
+        # one graph for each number of layers; the default limit of 8 would leave the others uncompiled
+        torch._dynamo.config.recompile_limit = num_layers + 1
+
+        def step_all_depths(way: Any, model: Any = model, values: torch.Tensor = values) -> None:
+            for depth in range(1, model.config.num_hidden_layers + 1):
+                way(values, num_active_layers=depth).logits.square().mean().backward()
+                model.zero_grad(set_to_none=True)
+
+        # CUDA graphs need fixed addresses of gradients, which clearing them takes away
+        compiled = {"default": lambda way=torch.compile(model): step_all_depths(way)}
+        for row in compare(lambda: step_all_depths(model), compiled, args.runs):
+            yield [name, f"1 to {num_layers}", *row]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["digits_wavlm", "digits_conformer"])
+    parser.add_argument("--seconds", type=float, default=5.0, help="of audio in each utterance")
+    parser.add_argument("--runs", type=int, default=7)
+    args = parser.parse_args()
+    print(conditions(), end="\n\n")
+    header = ["model", "active layers", "mode", "eager, s", "ratio (quartiles)", "compiling, s", "calls until it pays"]
+    print_table(header, compare_inference(args))
+    header[3], header[-1] = "eager, forward and backward at each depth, s", "rounds over all depths until it pays"
+    print_table(header, compare_training(args))
+
+
+if __name__ == "__main__":
+    main()
