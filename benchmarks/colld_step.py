@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import torch
-from measure import conditions, print_table, ratio, time_interleaved
+from measure import DEVICE, conditions, print_table, ratio, time_interleaved
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 import hf_dld
@@ -79,12 +79,12 @@ def main() -> None:
         objective: hf_dld.CoLLDTrainer(
             model=student,
             teacher=teacher,
-            args=hf_dld.CoLLDTrainingArguments(f"outputs/colld_step_{objective}", objective=objective, use_cpu=True),
+            args=hf_dld.CoLLDTrainingArguments(f"outputs/colld_step_{objective}", objective=objective),
             data_collator=hf_dld.DataCollatorCoLLD(extractor),
         )
         for objective in ("l1_cosine", "info_nce")
     }
-    batch = trainers["info_nce"].data_collator(examples)
+    batch = trainers["info_nce"]._prepare_inputs(trainers["info_nce"].data_collator(examples))
 
     def step(trainer):
         trainer.model.train()
@@ -101,7 +101,7 @@ def main() -> None:
     report("A step (teacher forward, student forward and backward)", steps, args.runs, "l1_cosine")
 
     shape = (args.batch_size, masked.indices.shape[1], width)
-    predictions, targets = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    predictions, targets = torch.randn(shape, device=DEVICE, requires_grad=True), torch.randn(shape, device=DEVICE)
     calls = {
         "l1_cosine": lambda: l1_cosine_loss(predictions, targets, masked.counts),
         "info_nce": lambda: info_nce_loss(predictions, targets, masked.candidates, masked.counts),

@@ -1,4 +1,4 @@
-"""What does torch.compile give, and what does it cost? Fixed-depth inference, and training steps with few sets of layers.
+"""What does torch.compile give, and what does it cost? In inference at a fixed depth, and in training steps.
 
     OMP_NUM_THREADS=1 python benchmarks/compile.py [--models digits_wavlm digits_conformer wavlm-base]
 
@@ -12,6 +12,7 @@ graphs (mode "reduce-overhead"). Prints Markdown tables.
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -50,10 +51,15 @@ def compare_inference(args: argparse.Namespace) -> Iterator[list[object]]:
         for depth in (num_layers // 3, num_layers):
             model.set_active_layers(depth)
             torch.compiler.reset()
-            ways = {mode: torch.compile(model, fullgraph=True, mode=mode) for mode in MODES}
-            calls = {mode: lambda way=way: way(values) for mode, way in ways.items()}
-            for row in compare(lambda: model(values), calls, args.runs):
+            calls = {mode: partial(torch.compile(model, fullgraph=True, mode=mode), values) for mode in MODES}
+            for row in compare(partial(model, values), calls, args.runs):
                 yield [name, f"{depth} of {num_layers}", *row]
+
+
+def pass_at_each_depth(model: Any, num_layers: int, values: torch.Tensor) -> None:
+    for depth in range(1, num_layers + 1):
+        model(values, num_active_layers=depth).logits.square().mean().backward()
+        model.zero_grad(set_to_none=True)
 
 
 def compare_training(args: argparse.Namespace) -> Iterator[list[object]]:
@@ -67,15 +73,9 @@ def compare_training(args: argparse.Namespace) -> Iterator[list[object]]:
         torch.compiler.reset()
         # one graph for each number of layers; the default limit of 8 would leave the others uncompiled
         torch._dynamo.config.recompile_limit = num_layers + 1
-
-        def step_all_depths(way: Any, model: Any = model, values: torch.Tensor = values) -> None:
-            for depth in range(1, model.config.num_hidden_layers + 1):
-                way(values, num_active_layers=depth).logits.square().mean().backward()
-                model.zero_grad(set_to_none=True)
-
-        # CUDA graphs need fixed addresses of gradients, which clearing them takes away
-        compiled = {"default": lambda way=torch.compile(model): step_all_depths(way)}
-        for row in compare(lambda: step_all_depths(model), compiled, args.runs):
+        # no CUDA graphs: they need gradients at fixed addresses, and training clears them
+        compiled = partial(pass_at_each_depth, torch.compile(model), num_layers, values)
+        for row in compare(partial(pass_at_each_depth, model, num_layers, values), {"default": compiled}, args.runs):
             yield [name, f"1 to {num_layers}", *row]
 
 

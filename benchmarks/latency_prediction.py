@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from measure import conditions, time_interleaved
+from measure import DEVICE, conditions, time_interleaved
 
 from hf_dld.evaluation import calibrate_latency
 from hf_dld.evaluation.cost import forward_seconds
@@ -30,11 +30,11 @@ AUDIO_S = (2.0, 5.0, 12.0, 20.0, 30.0)
 def make_model(size: str) -> DLDWavLMForCTC:
     torch.manual_seed(0)
     convolutions = {"conv_dim": (128,) * 7} if size == "small" else {}
-    return DLDWavLMForCTC(DLDWavLMConfig(vocab_size=32, **convolutions, **SIZES[size])).eval()
+    return DLDWavLMForCTC(DLDWavLMConfig(vocab_size=32, **convolutions, **SIZES[size])).eval().to(DEVICE)
 
 
 def pass_of(model: DLDWavLMForCTC, depth: int, audio_s: float) -> Callable[[], float]:
-    batch = {"input_values": torch.randn(1, round(audio_s * 16_000))}
+    batch = {"input_values": torch.randn(1, round(audio_s * 16_000), device=DEVICE)}
     return partial(forward_seconds, model, batch, model.config.resolve_active_layers(num_active_layers=depth))
 
 

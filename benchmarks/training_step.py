@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from measure import conditions, print_table, ratio, time_interleaved
+from measure import DEVICE, conditions, print_table, ratio, time_interleaved
 
 import hf_dld
 from hf_dld.distill.posterior_cache import CachedTeacherCollator
@@ -102,7 +102,8 @@ def measure(name: str, args: argparse.Namespace, folder: str) -> list[object]:
     examples = make_examples(batch_size, args.seconds, rate_hz)
     collator = hf_dld.DataCollatorCTC(processor)
     num_layers = student.config.num_hidden_layers
-    options = {"use_cpu": True, "disable_tqdm": True, "seed": seed_with_half_of_the_layers(num_layers, steps)}
+    seed = seed_with_half_of_the_layers(num_layers, steps)
+    options = {"use_cpu": DEVICE == "cpu", "disable_tqdm": True, "seed": seed}
     ctc = hf_dld.CTCTrainer(
         model=stock, args=hf_dld.CTCTrainingArguments(folder, **options), data_collator=collator, train_dataset=examples
     )
@@ -145,12 +146,12 @@ def measure(name: str, args: argparse.Namespace, folder: str) -> list[object]:
 
 def measure_teacher(name: str, args: argparse.Namespace) -> list[object]:
     teacher, rate_hz = load_model(name)
-    teacher.eval().requires_grad_(False)
-    samples = torch.randn(args.base_batch if name == "wavlm-base" else 8, int(args.seconds * rate_hz))
+    teacher.eval().requires_grad_(False).to(DEVICE)
+    samples = torch.randn(args.base_batch if name == "wavlm-base" else 8, int(args.seconds * rate_hz), device=DEVICE)
     features = teacher.extract_features(samples)
 
     def run(inputs: torch.Tensor, context: Any, bf16: bool = False) -> None:
-        with context(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with context(), torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
             teacher(inputs)
 
     ways = {

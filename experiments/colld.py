@@ -1,8 +1,8 @@
 """What does a student of half the depth gain from layer-to-layer distillation, before it is fine-tuned with CTC?
 
-    python examples/corpora/join_digits.py --source ../shared/data/spoken_digits --output outputs/babble_digits \\
-      --utterances 4000 200 800 --babble_snr_db 2 12
-    python experiments/colld.py --dataset outputs/babble_digits
+    python examples/corpora/join_digits.py --source ../shared/data/spoken_digits --output outputs/connected_digits \\
+      --utterances 4000 200 800
+    python experiments/colld.py --dataset outputs/connected_digits
 
 Trains one 12-layer WavLM teacher with CTC, then 6-layer students by five methods and three seeds, all from the same
 evenly spaced teacher layers but the random one: CoLLD-style (InfoNCE, every layer), L1-cosine (every layer), L1-cosine
@@ -69,8 +69,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/colld_experiment"), help="teacher and students")
     parser.add_argument("--student_layers", type=int, default=6)
     parser.add_argument("--teacher_steps", type=int, default=2500)
-    parser.add_argument("--distill_steps", type=int, default=750)
-    parser.add_argument("--tune_steps", type=int, default=400)
+    parser.add_argument("--distill_steps", type=int, default=1000)
+    parser.add_argument("--tune_steps", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
