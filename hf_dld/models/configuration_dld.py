@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from packaging.version import InvalidVersion, parse
 from transformers import PreTrainedConfig, Wav2Vec2ConformerConfig, WavLMConfig
 
@@ -28,6 +29,9 @@ class DynamicDepthConfigMixin:
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        if not isinstance(self.dtype, torch.dtype | None):
+            raise ValueError(f"dtype must be a name like 'float32'; got {self.dtype!r}.")
+        self.validate()  # the stock class does so in an __init__ that its subclasses do not have
         self.check_depth()
 
     def check_depth(self) -> None:
@@ -137,7 +141,8 @@ def readable_config() -> Iterator[None]:
     except (ValueError, OSError, ImportError):
         raise
     except Exception as error:
-        raise ValueError(f"config.json cannot be used ({type(error).__name__}: {error}).") from error
+        reason = " ".join(str(error).split())  # some have several lines
+        raise ValueError(f"config.json cannot be used ({type(error).__name__}: {reason}).") from error
 
 
 def check_version(saved_by: str, fields: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:

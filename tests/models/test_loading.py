@@ -179,6 +179,9 @@ def test_unknown_settings_of_this_version(checkpoint):
         ({"hf_dld_version": 7}, "hf_dld_version=7 in config.json is not a version"),
         ({"hf_dld_version": "new"}, "hf_dld_version='new' in config.json is not a version"),
         ({"conv_bias": []}, "config.json cannot be used .*conv_bias"),
+        ({"conv_stride": [5, 2]}, "config.json cannot be used .*convolutional layers is incorrect"),
+        ({"dtype": 0.5}, "dtype must be a name like 'float32'; got 0.5"),
+        ({"dtype": "Tensor"}, "dtype must be a name like 'float32'; got <class 'torch.Tensor'>"),
     ],
 )
 def test_impossible_configurations(checkpoint, fields, message):
