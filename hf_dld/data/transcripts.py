@@ -33,4 +33,6 @@ def check_text_rules(case: str | None, rules: Sequence[Sequence[str]]) -> None:
         try:
             re.sub(pattern, replacement, "")  # looks at both, whether anything matches or not
         except (re.error, IndexError) as error:
-            raise ValueError(f"The rule {pattern!r} to {replacement!r} of text_rules cannot be used: {error}.") from None
+            raise ValueError(
+                f"The rule {pattern!r} to {replacement!r} of text_rules cannot be used: {error}."
+            ) from None
