@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --peak_tflops 312 --utilisation 0.3 --price_per_hour 1.5 --devices 8 32
+    python benchmarks/scaling.py --recipes                                     those of examples/recipes alone
 
 Operations are counted by torch.utils.flop_counter on the meta device, where nothing is computed; parameters likewise.
 The rest is arithmetic, which docs/scaling.md writes out with where the assumptions come from. Prints Markdown tables.
@@ -15,14 +16,17 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from measure import conditions, print_table, time_interleaved
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import LETTERS, make_examples, take_step
 
 import hf_dld
+from hf_dld.models import DYNAMIC_CLASSES
 
 LARGE = {
     "hidden_size": 1024,
@@ -38,6 +42,8 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "WavLM large": (hf_dld.DLDWavLMForCTC, LARGE),
     "Conformer 600 M": (hf_dld.DLDWav2Vec2ConformerForCTC, {**LARGE, "position_embeddings_type": "rotary"}),
 }
+RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
+RECIPE_HOURS = {"librispeech": 960.9, "tedlium3": 452.0}
 RATE_HZ, FRAMES_PER_S = 16_000, 50
 TRAINED_BYTES = 16  # of a parameter: float32 weight, gradient, and the two moments of AdamW
 CACHE_TOP = 8
@@ -65,10 +71,11 @@ class Cost:
     def trained_parameters(self) -> int:
         return self.rest_parameters + self.layers * self.layer_parameters
 
-    def step(self, layers: float, teacher: str = "none") -> float:
-        """A step with a frozen feature encoder, which runs once; backward is twice forward; the teacher is forward."""
+    def step(self, layers: float, teacher: str = "none", features_trained: bool = False) -> float:
+        """A step; backward is twice forward; the teacher is forward. A frozen feature encoder runs once for both."""
         taught = self.rest + self.layers * self.layer if teacher == "live" else 0.0
-        return self.features + 3 * (self.rest + layers * self.layer) + taught
+        features = (3 if features_trained else 1) * self.features
+        return features + 3 * (self.rest + layers * self.layer) + taught
 
 
 def saved_bytes(model: Any, samples: torch.Tensor, layers: list[int]) -> int:
@@ -158,6 +165,52 @@ def time_rows(name: str, cost: Cost, args: argparse.Namespace) -> list[list[str]
     return rows
 
 
+def recipe_tables(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
+    """Time and memory of each recipe: training the teacher, its posteriors, the student with (N + 1) / 2 layers."""
+    times, memory = [], []
+    for path in sorted(RECIPES.glob("*.yaml")):
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # microsoft/wavlm-base-plus has the sizes that are Transformers' defaults
+        options = {**recipe.get("model_config", {"model_type": "wavlm"}), "vocab_size": 256}
+        model_class = DYNAMIC_CLASSES[options.pop("model_type")]
+        options = {name: value for name, value in options.items() if not name.startswith("mask_")}
+        cost = count(model_class, options, args.utterance_s)
+        trained = not recipe.get("freeze_feature_encoder", False)
+        audio_s = 3600 * RECIPE_HOURS[path.stem.partition("_")[0]]
+        jobs = {
+            "teacher": (recipe["teacher_epochs"], cost.step(cost.layers, features_trained=trained)),
+            "its posteriors": (1, cost.features + cost.rest + cost.layers * cost.layer),
+            "student": (recipe["num_train_epochs"], cost.step((cost.layers + 1) / 2, features_trained=trained)),
+        }
+        best_h = worst_h = 0.0
+        for what, (epochs, operations) in jobs.items():
+            heard_s = epochs * audio_s
+            computing_h = heard_s * operations / (args.peak_tflops * 1e12 * args.utilisation) / 3600
+            loading_h = heard_s / (args.loaded_by_core * args.workers) / 3600
+            best_h += max(computing_h, loading_h)
+            worst_h += max(4 * computing_h, loading_h)
+            counts = [f"{epochs}", f"{operations / 1e9:.1f}", f"{heard_s * operations / 1e18:.2f}"]
+            times.append([path.stem, what, *counts, f"{computing_h:.1f}", f"{4 * computing_h:.1f}", f"{loading_h:.1f}"])
+        prices = [f"{hours:.0f} h, {hours * args.price_per_hour:.0f} $" for hours in (best_h, worst_h)]
+        times.append([path.stem, "all", "", "", "", *prices, ""])
+        memory.append(recipe_memory_row(path.stem, cost, model_class, options, recipe["max_batch_seconds"], trained))
+    return times, memory
+
+
+def recipe_memory_row(
+    name: str, cost: Cost, model_class: Any, options: dict, batch_s: float, trained: bool
+) -> list[str]:
+    with torch.device("meta"):
+        model = model_class(model_class.config_class(**options, mask_time_prob=0.0)).train()
+        samples = torch.zeros(1, 15 * RATE_HZ)
+        if not trained:
+            model.freeze_feature_encoder()
+        saved = saved_bytes(model, samples, list(range(cost.layers))) / 15
+    weights = TRAINED_BYTES * (cost.parameters if trained else cost.trained_parameters)
+    sizes = [f"{weights / 1e9:.1f}", f"{saved / 1e6:.0f}", f"{batch_s:g}", f"{(weights + saved * batch_s) / 1e9:.0f}"]
+    return [name, f"{cost.parameters / 1e6:.0f} M", *sizes]
+
+
 def memory_row(name: str, cost: Cost, devices: int) -> list[str]:
     teacher, whole = 4 * cost.parameters, TRAINED_BYTES * cost.trained_parameters + 4 * cost.feature_parameters
     layer = 4 * cost.layer_parameters  # the one or two that are gathered at a time, beside the parts
@@ -221,11 +274,23 @@ def main() -> None:
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="bfloat16 operations a second of a device")
     parser.add_argument("--utilisation", type=float, default=0.2, help="the part of the peak that a step reaches")
     parser.add_argument("--price_per_hour", type=float, default=3.0, help="of a device, in dollars")
+    parser.add_argument("--recipes", action="store_true", help="the recipes of examples/recipes instead")
+    parser.add_argument("--loaded_by_core", type=float, default=1193.0, help="audio seconds a core second, FLAC")
+    parser.add_argument("--workers", type=float, default=8, help="cores that load for a device, for --recipes")
     parser.add_argument("--check", action="store_true", help="measure a step on this machine instead")
     parser.add_argument("--rounds", type=int, default=5, help="for --check")
     args = parser.parse_args()
     if args.check:
         check(args.utterance_s, args.rounds)
+        return
+
+    if args.recipes:
+        times, memory = recipe_tables(args)
+        rates = [f"hours at {share:g} of the peak" for share in (args.utilisation, args.utilisation / 4)]
+        header = ["recipe", "job", "epochs", "10^9 operations a second of audio", "10^18 operations", *rates]
+        print_table([*header, f"hours of loading, {args.workers:g} cores"], times)
+        header = ["recipe", "parameters", "GB", "MB a second of audio", "seconds in a batch", "GB in all (float32)"]
+        print_table(header, memory)
         return
 
     costs = {name: count(*model, args.utterance_s) for name, model in MODELS.items()}

@@ -27,7 +27,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCTC, HfArgumentParser, pipeline, set_seed
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, HfArgumentParser, pipeline, set_seed
 
 import hf_dld
 from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset, training_stream
@@ -45,7 +45,12 @@ logger = logging.getLogger("run_dld_ctc")
 @dataclass
 class ModelArguments:
     teacher: str | None = field(default=None, metadata={"help": "CTC checkpoint that teaches, 'self' or 'base'."})
-    train_teacher: bool = field(default=False, metadata={"help": "Train a teacher first, from model_config."})
+    train_teacher: bool = field(
+        default=False, metadata={"help": "Train a teacher first, from teacher_start or from model_config."}
+    )
+    teacher_start: str | None = field(
+        default=None, metadata={"help": "Pre-trained WavLM or Conformer, without a head, to fine-tune as the teacher."}
+    )
     teacher_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
     teacher_epochs: float | None = field(default=None, metadata={"help": "Default: num_train_epochs."})
     student: str | None = field(
@@ -54,7 +59,10 @@ class ModelArguments:
     model_config: dict | str | None = field(
         default=None, metadata={"help": "What is trained from scratch: a JSON object with model_type, or a JSON file."}
     )
-    freeze_feature_encoder: bool = field(default=False, metadata={"help": "Keep the student's feature encoder as is."})
+    freeze_feature_encoder: bool = field(
+        default=False,
+        metadata={"help": "Keep the student's feature encoder as is, and that of a teacher with teacher_start."},
+    )
     lora_r: int | None = field(
         default=None,
         metadata={"help": "Train LoRA adapters of this rank; teacher defaults to 'base', the weights under them."},
@@ -75,14 +83,23 @@ class ModelArguments:
         if isinstance(self.model_config, str):
             text = self.model_config
             self.model_config = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
-        from_scratch = self.train_teacher or self.student == "config"
-        if from_scratch and (self.model_config or {}).get("model_type") not in DYNAMIC_CLASSES:
+        if self.teacher_start is not None and not self.train_teacher:
+            raise ValueError(
+                f"teacher_start={self.teacher_start!r} is what train_teacher fine-tunes: give train_teacher too, or "
+                "give the checkpoint as teacher if it was fine-tuned already."
+            )
+        if self.architecture == "config" and (self.model_config or {}).get("model_type") not in DYNAMIC_CLASSES:
             raise ValueError(
                 "Training from scratch needs model_config with a model_type, one of "
                 f"{sorted(DYNAMIC_CLASSES)}; got {self.model_config!r}."
             )
         if self.teacher in ("self", "base") and self.student is None:
             raise ValueError(f"With teacher {self.teacher!r} there is no other model to start from: give student.")
+
+    @property
+    def architecture(self) -> str:
+        """The checkpoint whose configuration the student has, or 'config' for model_config."""
+        return self.student or self.teacher or self.teacher_start or "config"
 
     def settle_lora(self) -> None:
         """What the student and the teacher are where adapters are trained, if that was left open."""
@@ -171,11 +188,10 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, CardArguments, hf_
 
 def check_depths(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) -> None:
     """Fail before any audio is read if a depth to evaluate is impossible."""
-    source = model_args.student or model_args.teacher
-    if model_args.train_teacher or source == "config":
+    if model_args.architecture == "config":
         num_layers = model_args.model_config.get("num_hidden_layers", 12)
     else:
-        num_layers = AutoConfig.from_pretrained(source).num_hidden_layers
+        num_layers = AutoConfig.from_pretrained(model_args.architecture).num_hidden_layers
     for depth in args.eval_depths or []:
         check_num_active_layers(depth, num_layers)
 
@@ -241,9 +257,14 @@ def make_processor(model_args: ModelArguments, data_args: DataArguments, train: 
     source = model_args.teacher if model_args.teacher not in (None, "self", "base") else model_args.student
     if source not in (None, "config"):
         return load_processor(source)
-    # group-norm feature encoders are trained without a mask, as the published ones were
-    masked = model_args.model_config.get("feat_extract_norm", "group") == "layer"
-    options = {"sampling_rate_hz": data_args.sampling_rate_hz, "return_attention_mask": masked}
+    if model_args.teacher_start is not None:
+        heard = AutoFeatureExtractor.from_pretrained(model_args.teacher_start)
+        options = {"sampling_rate_hz": heard.sampling_rate, "do_normalize": heard.do_normalize}
+        options["return_attention_mask"] = heard.return_attention_mask
+    else:
+        # group-norm feature encoders are trained without a mask, as the published ones were
+        masked = model_args.model_config.get("feat_extract_norm", "group") == "layer"
+        options = {"sampling_rate_hz": data_args.sampling_rate_hz, "return_attention_mask": masked}
     if data_args.vocabulary == "characters":
         return hf_dld.build_character_processor(train["text"], **options)
     return hf_dld.build_subword_processor(train["text"], data_args.vocab_size, data_args.vocabulary, **options)
@@ -255,6 +276,17 @@ def model_from_config(model_config: dict[str, Any], processor: Any) -> Any:
     vocabulary = {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
     options = {name: value for name, value in model_config.items() if name != "model_type"}
     return model_class(model_class.config_class(**{**options, **vocabulary}))
+
+
+def untrained_teacher(model_args: ModelArguments, processor: Any) -> Any:
+    """The dynamic class at full depth, which computes what the stock class does, faster."""
+    if model_args.teacher_start is None:
+        return model_from_config(model_args.model_config, processor)
+    vocabulary = {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
+    model = student_class(model_args.teacher_start).from_pretrained(model_args.teacher_start, **vocabulary)
+    if model_args.freeze_feature_encoder:
+        model.freeze_feature_encoder()
+    return model
 
 
 def train(trainer: Any) -> None:
@@ -285,8 +317,7 @@ def make_teacher(
             "load_best_model_at_end": False,
         }
     )
-    # the dynamic class at full depth computes what the stock class does, faster; what is saved is a stock model
-    model = model_from_config(model_args.model_config, processor)
+    model = untrained_teacher(model_args, processor)
     transcribed = splits["train"].filter(lambda labels: len(labels) > 0, input_columns="labels")
     trainer = hf_dld.CTCTrainer(model=model, args=teacher_args, train_dataset=transcribed, **shared)
     train(trainer)
@@ -390,7 +421,7 @@ def write_card(
         logger.info("%s was written by somebody else and stays as it is", path)
         return
     facts = vars(card_args) | {"datasets": on_hub(data_args.dataset)}
-    facts["base_model"] = card_args.base_model or on_hub(model_args.student or model_args.teacher)
+    facts["base_model"] = card_args.base_model or on_hub(model_args.architecture)
     write_model_card(output_dir, name, **facts)
 
 
@@ -427,11 +458,12 @@ def main() -> None:
         repo_id = create_repository(name, private=args.hub_private_repo, token=args.hub_token)
     splits = load_splits(data_args)
     processor = make_processor(model_args, data_args, splits["train"])
-    if model_args.train_teacher or model_args.student == "config":
+    if model_args.architecture == "config":
         frames_of = model_from_config({**model_args.model_config, "num_hidden_layers": 1}, processor)
     else:
-        source = model_args.student or model_args.teacher
-        frames_of = AutoModelForCTC.from_config(AutoConfig.from_pretrained(source, num_hidden_layers=1))
+        frames_of = AutoModelForCTC.from_config(
+            AutoConfig.from_pretrained(model_args.architecture, num_hidden_layers=1)
+        )
     frames_of = frames_of._get_feat_extract_output_lengths
     limits = {"min_duration_s": data_args.min_duration_s, "max_duration_s": data_args.max_duration_s}
     untranscribed = {"keep_untranscribed": data_args.keep_untranscribed}

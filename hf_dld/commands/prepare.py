@@ -4,10 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..data.transcripts import TEXT_CASES
+
 DESCRIPTION = """Write a corpus as Parquet shards of checked utterances with their durations.
 
   python -m hf_dld prepare my_corpus prepared --num_proc 8
   python -m hf_dld prepare my_corpus prepared_16k --sampling_rate_hz 16000      mono FLAC of 16 bits
+
+  python -m hf_dld prepare my_corpus prepared --text_case lower --text_rule '<unk>' '' --text_rule " 's" "'s"
 
 Every file is decoded once; what cannot be used is refused, counted and listed in prepare_report.json and .md. An
 interrupted preparation goes on when the same command is repeated, and does again what has changed in the corpus. Use
@@ -38,6 +42,11 @@ def add_prepare_command(commands: Any) -> None:
     parser.add_argument(
         "--sampling_rate_hz", type=int, metavar="HZ", help="store mono 16-bit FLAC at this rate; default: files as is"
     )
+    parser.add_argument(
+        "--text_rule", nargs=2, action="append", dest="text_rules", metavar=("REGEX", "TEXT"),
+        help="what takes the place of what matches in transcripts; may be repeated, and then happens in that order",
+    )  # fmt: skip
+    parser.add_argument("--text_case", choices=TEXT_CASES, help="of the transcripts; default: as they are")
     parser.add_argument(
         "--shard_utterances", type=int, default=1000, help="utterances of the source in a shard; default: %(default)s"
     )

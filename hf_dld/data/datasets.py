@@ -40,7 +40,8 @@ def load_speech_dataset(
             .tsv, .json or .jsonl manifest. Audio paths are relative to the file that lists them and may not leave its
             folder, by a symbolic link neither.
         name: the configuration of a Hub dataset.
-        split: which split. A manifest, or a folder with one metadata file at its root, is one split named "train".
+        split: which split, or several that are joined, such as "train.clean.100+train.clean.360". A manifest, or a
+            folder with one metadata file at its root, is one split named "train".
         audio_column, text_column: found among `AUDIO_COLUMNS` and `TEXT_COLUMNS` when None.
         audio_root: the folder that audio paths are relative to and may not leave, where it is not that of the file
             that lists them; "/" allows any absolute path.
@@ -55,10 +56,26 @@ def load_speech_dataset(
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: no such split or column, columns that could be meant in two ways, a manifest that cannot be used,
-            an audio path that leaves its folder, or an archive that would unpack to much more than it is.
+        ValueError: no such split or column, the same split twice, columns that could be meant in two ways, a manifest
+            that cannot be used, an audio path that leaves its folder, or an archive that would unpack to much more
+            than it is.
     """
     columns = partial(_pick_columns, audio_column=audio_column, text_column=text_column, transcribed=transcribed)
+    joined = [
+        _load_split(path, name, part, columns, audio_root, streaming, revision, cache_dir)
+        for part in _split_names(split)
+    ]
+    return joined[0] if len(joined) == 1 else datasets.concatenate_datasets(joined)
+
+
+def _split_names(split: str) -> list[str]:
+    names = split.split("+")
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"split={split!r} must be the name of a split, or several different ones with '+' between")
+    return names
+
+
+def _load_split(path: str | Path, name: str | None, split: str, columns, audio_root, streaming, revision, cache_dir):
     source = Path(path).expanduser()
     manifest = _find_manifest(source, split)
     if manifest is not None:

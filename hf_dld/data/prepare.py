@@ -29,6 +29,7 @@ from ..whole_files import remove_unfinished, whole_file, write_whole_text
 from .audio import AudioError, audio_bytes, audio_name, decode_audio, encode_flac
 from .datasets import load_speech_dataset, speech_splits
 from .filtering import NO_TRANSCRIPT, FilterReport, check_limits, duration_problem, size_and_time
+from .transcripts import check_text_rules, rewrite_transcript
 
 STATE, DATA, REPORT = ".prepare", "data", "prepare_report"
 MEASURED_HZ = 16_000  # where no rate is chosen
@@ -51,6 +52,8 @@ class Settings:
     max_duration_s: float
     sampling_rate_hz: int | None
     shard_utterances: int
+    text_case: str | None
+    text_rules: list[list[str]] | None
 
 
 @dataclass
@@ -98,6 +101,8 @@ def prepare_corpus(
     max_duration_s: float = 30.0,
     sampling_rate_hz: int | None = None,
     shard_utterances: int = 1000,
+    text_case: str | None = None,
+    text_rules: Sequence[tuple[str, str]] | None = None,
     num_proc: int = 1,
     progress_bar: bool = True,
 ) -> dict[str, SplitReport]:
@@ -117,6 +122,9 @@ def prepare_corpus(
         min_duration_s, max_duration_s: both are still allowed.
         sampling_rate_hz: store mono 16-bit FLAC at this rate; default: the bytes of the files as they are.
         shard_utterances: rows of the source in a shard.
+        text_case: "lower" or "upper" writes all transcripts so; default: as they are.
+        text_rules: regular expressions and what takes the place of what they match, one after the other, before
+            `text_case` (see `transcripts.rewrite_transcript`). A transcript of which nothing is left is none.
         num_proc: processes that decode, each a shard at a time.
         progress_bar: show one.
 
@@ -130,6 +138,7 @@ def prepare_corpus(
         RuntimeError: a process died. The same.
     """
     check_limits(min_duration_s, max_duration_s)
+    check_text_rules(text_case, text_rules or ())
     for argument, value in (
         ("sampling_rate_hz", 1 if sampling_rate_hz is None else sampling_rate_hz),
         ("shard_utterances", shard_utterances),
@@ -137,10 +146,14 @@ def prepare_corpus(
     ):
         if value < 1:
             raise ValueError(f"{argument} must be at least 1; got {value}")
+    for split in splits or ():
+        if "+" in split:
+            raise ValueError(f"splits has {split!r}: give single splits; they are joined where they are loaded")
     local = Path(source).expanduser().exists()
     settings = Settings(
         str(Path(source).expanduser().resolve()) if local else str(source), name, revision, audio_column, text_column,
         transcribed, keep_untranscribed, min_duration_s, max_duration_s, sampling_rate_hz, shard_utterances,
+        text_case, [list(rule) for rule in text_rules] if text_rules else None,
     )  # fmt: skip
     load = partial(
         load_speech_dataset, source, name, revision=revision, audio_column=audio_column, text_column=text_column,
@@ -296,7 +309,7 @@ def _prepare_row(row: dict[str, Any], settings: Settings) -> dict[str, Any]:
     samples = decode_audio({"bytes": content, "path": row["audio"]["path"]}, rate_hz)
     duration_s = len(samples) / rate_hz
     problem = duration_problem(duration_s, settings.min_duration_s, settings.max_duration_s)
-    text = row.get("text")
+    text = rewrite_transcript(row.get("text"), settings.text_case, settings.text_rules or ())
     if settings.transcribed and not settings.keep_untranscribed and not (text or "").strip():
         problem = problem or NO_TRANSCRIPT
     if problem:

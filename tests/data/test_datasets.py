@@ -37,6 +37,22 @@ def test_a_missing_split_lists_the_splits(write_corpus, streaming):
         load_speech_dataset(folder, split="validation", streaming=streaming)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_joined_splits(write_corpus, streaming):
+    write_corpus(ROWS[:1], "corpus/train.clean.100")
+    folder = write_corpus(ROWS[1:], "corpus/train.other.500")
+    dataset = load_speech_dataset(folder, split="train.other.500+train.clean.100", streaming=streaming)
+    assert names_and_texts(dataset) == [("b.wav", "TWO"), ("c.wav", None), ("a.wav", "ONE")]
+    with pytest.raises(ValueError, match="has no split 'dev'; its splits are: train.clean.100, train.other.500"):
+        load_speech_dataset(folder, split="train.clean.100+dev", streaming=streaming)
+
+
+@pytest.mark.parametrize("split", ["", "train+", "train+train"])
+def test_splits_that_cannot_be_joined(write_corpus, split):
+    with pytest.raises(ValueError, match=r"must be the name of a split, or several different ones with '\+' between"):
+        load_speech_dataset(write_corpus(ROWS), split=split)
+
+
 def test_one_metadata_file_for_several_split_folders_is_refused(write_corpus):
     folder = write_corpus([("train/a.wav", "ONE", 0.1), ("test/b.wav", "TWO", 0.1)], "corpus/all") / "all"
     with pytest.raises(ValueError, match="is one file for the split folders train, test: put one into each"):

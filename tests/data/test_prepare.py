@@ -108,6 +108,19 @@ def test_speech_without_transcripts(prepared, tmp_path):
     assert len(rows) == 6 and set(rows[0]) == {"audio"}
 
 
+def test_transcripts_are_rewritten(write_corpus, tmp_path, capsys):
+    """As TED-LIUM's need it: marks, words in two parts, and what stands for no transcript."""
+    texts = ["It 's  fine <unk>", "they 're", "<unk>", "ignore_time_segment_in_scoring", "O'CLOCK"]
+    corpus = write_corpus([(f"{index}.wav", text, 0.4) for index, text in enumerate(texts)])
+    rules = ["^ignore_time_segment_in_scoring$", "", "<unk>", "", r" '(s|re)\b", r"'\1"]
+    options = [part for rule in zip(rules[::2], rules[1::2], strict=True) for part in ("--text_rule", *rule)]
+    main(["prepare", str(corpus), str(tmp_path / "out"), *options, "--text_case", "lower"])
+    assert load_speech_dataset(tmp_path / "out")["text"][:] == ["it's fine", "they're", "o'clock"]
+    assert "| train | no transcript | 2 | train/2.wav, train/3.wav |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"prepared with other settings \(text_case: 'lower' then, None now"):
+        main(["prepare", str(corpus), str(tmp_path / "out"), *options])
+
+
 def test_an_interrupted_preparation_goes_on(prepared, tmp_path, monkeypatch):
     """What is done is not done again, and nothing can be loaded before all of it is."""
     out, written, write = tmp_path / "out", [], prepare._write_shard
@@ -183,6 +196,13 @@ def test_parquet_again(prepared, tmp_path):
         ({"num_proc": 0}, "num_proc must be at least 1; got 0"),
         ({"splits": ["test"]}, "has no split 'test'; its splits are: dev, train"),
         ({"text_column": "words"}, "has no column 'words'"),
+        ({"splits": ["dev+train"]}, r"splits has 'dev\+train': give single splits; they are joined where"),
+        ({"text_case": "title"}, r"text_case must be one of \('lower', 'upper'\), or None .*; got 'title'"),
+        ({"text_rules": ["<unk>"]}, "must be a regular expression and a text; got '<unk>'"),
+        ({"text_rules": [("<unk>", None)]}, r"must be a regular expression and a text; got \('<unk>', None\)"),
+        ({"text_rules": [("(", "")]}, r"The rule '\(' to '' of text_rules cannot be used: missing \)"),
+        ({"text_rules": [("a", r"\1")]}, "of text_rules cannot be used: invalid group reference 1"),
+        ({"text_rules": [("a", r"\g<b>")]}, "of text_rules cannot be used: unknown group name 'b'"),
     ],
 )
 def test_careless_arguments(prepared, tmp_path, options, message):

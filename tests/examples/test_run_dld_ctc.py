@@ -325,6 +325,10 @@ def test_a_corrected_command_may_use_the_folder(run):
         ({"eval_depths": [0]}, "from 1 to 3.*; got 0"),
         ({"teacher": "x"}, "Give either teacher .* or train_teacher"),
         ({"train_teacher": None}, "Give either teacher .* or train_teacher"),
+        (
+            {"train_teacher": None, "teacher": "x", "teacher_start": "y"},
+            "teacher_start='y' is what train_teacher fine-t",
+        ),
         ({"model_config": None}, "Training from scratch needs model_config with a model_type"),
         ({"model_config": {"hidden_size": 3}}, "needs model_config with a model_type, one of .*wavlm.*hidden_size"),
         ({"train_teacher": None, "teacher": "self"}, "With teacher 'self' there is no other model to start from"),
