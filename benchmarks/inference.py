@@ -15,6 +15,7 @@ import torch
 from measure import DEVICE, conditions, print_table, ratio, time_interleaved
 
 from hf_dld import DLDWav2Vec2ConformerConfig, DLDWav2Vec2ConformerForCTC, DLDWavLMConfig, DLDWavLMForCTC
+from hf_dld.evaluation.cost import PeakTensorMemory
 
 SMALL = {  # the size of examples/quickstart.yaml
     "hidden_size": 96,
@@ -47,6 +48,18 @@ def audio(batch_size: int, seconds: float, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(batch_size, round(16_000 * seconds), device=DEVICE, dtype=dtype)
 
 
+def peak_bytes(model: torch.nn.Module, values: torch.Tensor) -> int:
+    """The most that the tensors of a pass take at once, without weights."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(values)
+        return torch.cuda.max_memory_allocated() - before
+    with PeakTensorMemory() as memory:
+        model(values)
+    return memory.peak
+
+
 @torch.inference_mode()
 def compare_full_depth(args: argparse.Namespace) -> Iterator[list[object]]:
     for name in args.models:
@@ -60,7 +73,9 @@ def compare_full_depth(args: argparse.Namespace) -> Iterator[list[object]]:
                     {"dynamic": partial(dynamic, values), "stock": partial(stock, values)}, args.runs, 0
                 )
                 cells = [f"{median(times[which]):.3f}" for which in ("stock", "dynamic")]
-                yield [name, seconds, batch_size, *cells, ratio(times, "dynamic", "stock"), f"{difference:.0e}"]
+                memory = peak_bytes(dynamic, values) / peak_bytes(stock, values)
+                cells += [ratio(times, "dynamic", "stock"), f"{memory:.2f}", f"{difference:.0e}"]
+                yield [name, f"{seconds:g}", batch_size, *cells]
 
 
 @torch.inference_mode()
@@ -118,7 +133,16 @@ def main() -> None:
     print(conditions(args.dtype), end="\n\n")
     args.dtype = getattr(torch, args.dtype)
     print_table(
-        ["model", "audio (s)", "batch", "stock (s)", "dynamic, full depth (s)", "ratio (quartiles)", "max difference"],
+        [
+            "model",
+            "audio (s)",
+            "batch",
+            "stock (s)",
+            "dynamic, full depth (s)",
+            "ratio (quartiles)",
+            "ratio of peak memory",
+            "max difference",
+        ],
         compare_full_depth(args),
     )
     print_table(
