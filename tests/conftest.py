@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-gc.disable()  # until all is imported: none of it is garbage
 # no test may reach a hub, and a mistyped name should fail at once instead of after retries
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -24,7 +23,6 @@ from transformers import (
 
 from hf_dld.models import DLDWav2Vec2ConformerForCTC, DLDWavLMForCTC
 
-gc.enable()
 torch.set_num_threads(1)
 
 NUM_LAYERS = 4
@@ -58,7 +56,7 @@ STOCK_WEIGHTS: dict[str, dict[str, torch.Tensor]] = {}  # made once: building a 
 
 
 def pytest_collection_finish() -> None:
-    """Garbage is not looked for among what was imported: trainers ask for that so often that it took 40 % of the time."""
+    """Garbage is not looked for among what was imported: trainers look so often that it took 40 % of their tests."""
     gc.freeze()
 
 
