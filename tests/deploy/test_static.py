@@ -1,14 +1,10 @@
 """Static export: a stock checkpoint of one depth, checked before it appears, for processes without this package."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import NUM_LAYERS, VARIANTS, make_dynamic, make_stock
+from conftest import NUM_LAYERS, make_dynamic, make_stock
 from safetensors.torch import load_file, save_file
 
 from hf_dld import build_character_processor
@@ -18,21 +14,6 @@ from hf_dld.distill.batch_norm import reestimate_batch_norm
 from hf_dld.models import DYNAMIC_CLASSES
 
 LAYERS = (1, 2)
-LOADER = """
-import sys
-sys.modules["hf_dld"] = None  # as good as not installed: importing it fails
-import numpy, torch
-from transformers import AutoModelForCTC, pipeline
-samples = numpy.load("clip.npy")
-for variant in sys.argv[1:]:
-    model, loading = AutoModelForCTC.from_pretrained(variant, output_loading_info=True)
-    assert not any(loading.values()), loading
-    assert type(model).__module__.startswith("transformers."), type(model)
-    with torch.no_grad():
-        numpy.save(f"{variant}.npy", model(torch.tensor(samples)[None]).logits.numpy())
-    recognise = pipeline("automatic-speech-recognition", model=variant)
-    print(variant, repr(recognise(samples)["text"]), sep="\\t")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -45,37 +26,6 @@ def checkpoint(tmp_path, processor):
     make_dynamic("conformer-relative").save_pretrained(tmp_path / "checkpoint")
     processor.save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
-
-
-def logits_of(model, samples, **depth):
-    with torch.no_grad():
-        return model(torch.tensor(samples)[None], **depth).logits
-
-
-def test_a_fresh_process_without_the_package(tmp_path, processor):
-    samples = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
-    np.save(tmp_path / "clip.npy", samples)
-    models = {variant: make_dynamic(variant) for variant in VARIANTS}
-    for variant, model in models.items():
-        export = export_static(model, tmp_path / variant, LAYERS, processor=processor)
-        assert export.active_layers == LAYERS and export.difference < 1e-5
-        assert export.model_class == type(model).stock_class.__name__
-        assert export.parameters == model.to_static(LAYERS).num_parameters()
-        assert "auto_map" not in json.loads((tmp_path / variant / "config.json").read_text())
-        assert not list((tmp_path / variant).glob("*.py"))
-    done = subprocess.run(
-        [sys.executable, "-c", LOADER, *VARIANTS], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    texts = dict(line.split("\t") for line in done.stdout.splitlines() if "\t" in line)
-    # the feature extractor normalizes what the pipeline hears
-    heard = processor(samples, sampling_rate=16_000).input_values[0]
-    for variant, model in models.items():
-        expected = logits_of(model, samples, active_layers=LAYERS)
-        np.testing.assert_allclose(np.load(tmp_path / f"{variant}.npy"), expected, atol=1e-5)
-        text = processor.batch_decode(logits_of(model, heard, active_layers=LAYERS).argmax(-1))[0]
-        assert texts[variant] == repr(text)
-        assert text != processor.batch_decode(logits_of(model, heard).argmax(-1))[0], "the depths must differ"
 
 
 def test_from_a_stock_checkpoint_and_the_depth_that_is_set(tmp_path, processor):

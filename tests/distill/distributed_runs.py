@@ -5,6 +5,7 @@
 runs them and writes what came out of each to FOLDER, from the main process.
 """
 
+import gc
 import os
 import sys
 from dataclasses import asdict
@@ -163,6 +164,7 @@ def run(name: str, folder: Path, num_processes: int) -> dict[str, Any]:
 def main() -> None:
     folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
     torch.set_num_threads(1)
+    gc.freeze()
     for name in sys.argv[2:] or RUNS:
         result = run(name, folder, int(os.environ.get("WORLD_SIZE", "1")))
         if rank == "0":

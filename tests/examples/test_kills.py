@@ -4,6 +4,7 @@ The suite kills one run in each of its phases. `HF_DLD_KILLS=20 pytest tests/exa
 at random moments too.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -22,10 +23,11 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_run_dld_ctc import MODEL, SCRIPT, corpus
+from test_run_dld_ctc import MODEL, SCRIPT, corpus, time_once
 
 from hf_dld.distill.checkpoints import last_complete_checkpoint
 from hf_dld.distill.faults import EXIT_CODE
+from hf_dld.evaluation import evaluate
 from hf_dld.whole_files import WRITING
 
 __all__ = ["corpus"]  # the fixture
@@ -39,7 +41,9 @@ PROCESSES.set_forkserver_preload(
 
 
 def run_script(settings: str) -> None:
+    gc.freeze()
     torch.set_num_threads(1)
+    evaluate.measure_latency = time_once
     sys.argv = [SCRIPT, settings]
     runpy.run_path(SCRIPT, run_name="__main__")
 
