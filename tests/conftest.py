@@ -52,7 +52,25 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "conformer-rotary": (CONFORMER, {"position_embeddings_type": "rotary"}),
     "conformer-no-position": (CONFORMER, {"position_embeddings_type": None}),
 }
+LONGEST = [
+    "test_onnx.py",
+    "test_run_dld_ctc.py",
+    "test_behaviour.py",
+    "test_distributed.py",
+    "test_trainer.py",
+    "test_kills.py",
+    "test_colld_trainer.py",
+    "test_faults.py",
+    "test_lora.py",
+    "test_model_card.py",
+    "test_hostile_input.py",
+]
 STOCK_WEIGHTS: dict[str, dict[str, torch.Tensor]] = {}  # made once: building a model takes longer than loading it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_collection_finish() -> None:

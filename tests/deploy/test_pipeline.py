@@ -129,7 +129,11 @@ def test_bad_audio_is_named(checkpoints, tmp_path):
         recognise(str(tmp_path / "gone.wav"))
 
 
-def test_a_fresh_process_loads_it(checkpoints, samples, tmp_path):
+def test_a_fresh_process_loads_it(checkpoints, samples, tmp_path, monkeypatch):
+    """Without what inference does not need, and without a folder to write to, which the metrics do without too."""
+    home = tmp_path / "home"
+    home.write_text("a file where a folder would be: nothing can be made under it, by root neither")
+    monkeypatch.setenv("HF_HOME", str(home))
     np.save(tmp_path / "clip.npy", samples)
     code = (
         "import sys\n"
@@ -141,6 +145,8 @@ def test_a_fresh_process_loads_it(checkpoints, samples, tmp_path):
         # 100 MB that inference does not need
         "assert not {'datasets', 'matplotlib', 'transformers.trainer'} & set(sys.modules)\n"
         "hf_dld.export_onnx\n"
+        "from hf_dld.evaluation.metrics import WordErrorRate\n"
+        "assert WordErrorRate().compute(predictions=['a b'], references=['a c']) == {'wer': 0.5}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

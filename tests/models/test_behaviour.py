@@ -1,7 +1,9 @@
 """One matrix of behaviours over every architecture variant."""
 
 import itertools
+import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -338,7 +340,18 @@ def test_stock_layerdrop_is_never_applied(variant, batch):
     torch.testing.assert_close(logits_of(model.train(), batch), expected, atol=1e-5, rtol=0)
 
 
-def test_compile_at_a_fixed_depth_without_graph_breaks(variant, batch):
+@pytest.fixture(scope="module")
+def own_process():
+    """Calls functions in a process where lines are not counted: the marks of slipcover in them cannot be compiled."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
+def test_compile_at_a_fixed_depth_without_graph_breaks(variant, batch, own_process):
+    own_process(compile_at_a_fixed_depth, variant, batch)
+
+
+def compile_at_a_fixed_depth(variant, batch):
     model = make_dynamic(variant)
     expected = logits_of(model, batch, active_layers=(0, 2))
     torch._dynamo.reset()
