@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 PIP = .venv/bin/pip install --quiet --constraint constraints.txt
 
-BENCHMARKS = inference breakdown training_step loading onnx_export latency_prediction colld_step
+BENCHMARKS = inference breakdown training_step epoch loading onnx_export latency_prediction colld_step data_loading compile
 
 .PHONY: quickstart test quality style benchmark
 
