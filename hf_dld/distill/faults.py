@@ -1,9 +1,13 @@
 """What ends a training run before its last step, behind a checkpoint: SIGTERM, or losses that are not finite."""
 
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -40,12 +44,30 @@ class TrainingCollator:
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
+    def __post_init__(self) -> None:
+        _end_workers_at_exit(os.getpid())
+
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         if get_worker_info() is not None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         batch = self.collator(examples)
         batch[NAMES] = [audio_name(example["audio"]) for example in examples]
         return batch
+
+
+@cache
+def _end_workers_at_exit(process_id: int) -> None:
+    """Once in a process: workers that are still there when Python exits would be waited for, and wait themselves.
+
+    Python ends its daemonic processes by SIGTERM, which they ignore.
+    """
+
+    def kill_workers() -> None:
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+
+    Finalize(None, kill_workers, exitpriority=0)  # before Python waits for them
 
 
 class FaultGuard(TrainerCallback):

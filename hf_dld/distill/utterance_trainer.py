@@ -88,9 +88,14 @@ class UtteranceTrainer(ResumableTrainer, ABC):
         collator = self.data_collator
         self.data_collator = TrainingCollator(collator)
         try:
-            return self.make_train_dataloader()
+            loader = self.make_train_dataloader()
         finally:
             self.data_collator = collator  # evaluation needs no names
+        # workers draw their seeds from here, and not from the random numbers of training: a resumed run starts
+        # persistent workers in another epoch than an undisturbed one
+        seeds = torch.Generator().manual_seed(self.data_seed)
+        getattr(loader, "base_dataloader", loader).generator = seeds  # Accelerate wraps it
+        return loader
 
     def make_train_dataloader(self) -> DataLoader:
         args, dataset = self.args, self.train_dataset

@@ -69,6 +69,8 @@ def start(corpus, tmp_path_factory):
             "save_total_limit": 2,
             "disable_tqdm": True,
             "use_cpu": True,
+            "dataloader_num_workers": 1,
+            "dataloader_persistent_workers": True,  # they outlive the loop, and must not keep the process from ending
         }
         folder.mkdir(exist_ok=True)
         (folder / "run.yaml").write_text(yaml.safe_dump(settings))
@@ -104,7 +106,7 @@ def end_when(moment: Callable[[], bool], process: multiprocessing.Process, termi
     while process.is_alive() and not moment():
         time.sleep(0.001)
     process.terminate() if terminate else process.kill()
-    process.join()
+    process.join(60)
     return process.exitcode
 
 
@@ -159,7 +161,7 @@ def test_killed_in_each_phase(start, undisturbed, tmp_path):
             assert end_when(another, start(folder), terminate=True) == EXIT_CODE
             assert last_complete_checkpoint(folder / "out" / "checkpoints").endswith("checkpoint-5")
     process = start(folder)
-    process.join()
+    process.join(60)
     assert process.exitcode == 0
     check_result(folder, undisturbed[0])
 
@@ -175,6 +177,6 @@ def test_killed_at_a_random_moment(start, undisturbed, tmp_path, seed):
     print("killed" if exit_code == -9 else f"ended with {exit_code}", when)
     check_files(folder)
     process = start(folder)
-    process.join()
+    process.join(60)
     assert process.exitcode == 0
     check_result(folder, reference)
