@@ -12,7 +12,7 @@ from ..models.depth import check_num_active_layers
 from .cost import describe_conditions, forward_seconds
 
 # Lengths that are measured, as shares of the longest: more where short audio bends the curve
-_SHARES = (1 / 30, 0.1, 0.3, 0.6, 1.0)
+_SHARES = (1 / 30, 0.1, 0.25, 0.45, 0.7, 1.0)
 _REPEATS = 5
 _SECONDS_FOR_A_POINT = 2.0
 
@@ -21,13 +21,22 @@ _SECONDS_FOR_A_POINT = 2.0
 class LatencyModel:
     """Seconds of a forward pass of one utterance, as a function of depth and length.
 
-    `rest + num_active_layers * layer`, each a polynomial of the seconds of audio: its coefficients (constant, linear,
-    quadratic). Attention is what is quadratic. Holds for the `conditions` under which it was measured.
+    Between the lengths that were measured, the seconds for a second of audio are interpolated: they change steadily
+    where the operations of attention grow with the square of the length, and no polynomial has to hold for all lengths,
+    which none does when long audio leaves the processor's caches. Each layer adds the same.
+
+    Args:
+        num_hidden_layers: of the model.
+        audio_s: the lengths that were measured, ascending.
+        first_layer_s: seconds of a pass with one active layer, for each length.
+        all_layers_s: the same with all layers.
+        conditions: under which this holds.
     """
 
     num_hidden_layers: int
-    rest: tuple[float, float, float]
-    layer: tuple[float, float, float]
+    audio_s: tuple[float, ...]
+    first_layer_s: tuple[float, ...]
+    all_layers_s: tuple[float, ...]
     conditions: dict[str, Any]
 
     def predict(self, num_active_layers: int, audio_s: float) -> float:
@@ -35,7 +44,9 @@ class LatencyModel:
         depth = check_num_active_layers(num_active_layers, self.num_hidden_layers)
         if not (math.isfinite(audio_s) and audio_s > 0):
             raise ValueError(f"audio_s={audio_s!r} must be a finite number above 0")
-        return float(np.polynomial.polynomial.polyval(audio_s, np.add(self.rest, np.multiply(depth, self.layer))))
+        share = (depth - 1) / max(self.num_hidden_layers - 1, 1)
+        measured_s = (1 - share) * np.array(self.first_layer_s) + share * np.array(self.all_layers_s)
+        return _interpolate(audio_s, np.array(self.audio_s), measured_s)
 
     def deepest(self, audio_s: float, latency_budget_s: float) -> int:
         """The largest number of active layers that is predicted to keep the budget.
@@ -63,12 +74,12 @@ def check_latency_budget(latency_budget_s: float) -> None:
 def calibrate_latency(
     model: PreTrainedModel, sampling_rate_hz: int = 16_000, *, max_audio_s: float = 30.0
 ) -> LatencyModel:
-    """Measure this model on the device that it is on, and fit a `LatencyModel`.
+    """Measure this model on the device that it is on, for a `LatencyModel`.
 
-    One layer and all layers are timed on noise of five lengths up to `max_audio_s`, in turns, up to five times where
-    that is quick. The six coefficients are those of least squares of the relative error of the medians.
+    One layer and all layers are timed on noise of six lengths up to `max_audio_s`, in turns, up to five times where
+    that is quick; the medians count.
 
-    Takes about as long as transcribing 60 s of audio with one layer and with all, for `max_audio_s=30`, and a few
+    Takes about as long as transcribing 75 s of audio with one layer and with all, for `max_audio_s=30`, and a few
     seconds more. The model is left as it came, and the number of threads is the one that is set.
     """
     if not (math.isfinite(max_audio_s) and max_audio_s > 0):
@@ -82,13 +93,21 @@ def calibrate_latency(
         seconds = _measure_points(model, points, sampling_rate_hz)
     finally:
         model.train(was_training)
-    powers = np.array([[1.0, audio_s, audio_s**2] for _, audio_s in points])
-    numbers = np.array([[depth] for depth, _ in points])
-    # with a single layer there is nothing to tell layer and rest apart by, and no need to
-    columns = powers if total == 1 else np.hstack([powers, numbers * powers])
-    fitted = np.linalg.lstsq(columns / seconds[:, None], np.ones(len(points)), rcond=None)[0]
-    rest, layer = tuple(map(float, fitted[:3])), tuple(map(float, fitted[3:])) or (0.0, 0.0, 0.0)
-    return LatencyModel(total, rest, layer, describe_conditions(model))
+    first, last = seconds.reshape(len(_SHARES), len(depths))[:, [0, -1]].T
+    lengths = tuple(max_audio_s * share for share in _SHARES)
+    return LatencyModel(total, lengths, tuple(map(float, first)), tuple(map(float, last)), describe_conditions(model))
+
+
+def _interpolate(audio_s: float, lengths: np.ndarray, seconds: np.ndarray) -> float:
+    """Seconds for a length from those of others; beyond the longest, on as between the last two."""
+    if audio_s < lengths[0]:  # what every pass costs weighs more the shorter it is
+        slope = (seconds[1] - seconds[0]) / (lengths[1] - lengths[0])
+        return float(seconds[0] - min(slope, seconds[0] / lengths[0]) * (lengths[0] - audio_s))
+    upper = int(np.clip(np.searchsorted(lengths, audio_s), 1, len(lengths) - 1))
+    (low, high), rates = lengths[upper - 1 : upper + 1], (seconds / lengths)[upper - 1 : upper + 1]
+    rate = rates[0] + (rates[1] - rates[0]) * (audio_s - low) / (high - low)
+    # a rate that falls, where what every pass costs is spread over more audio, does not fall for ever
+    return float(audio_s * (rate if audio_s <= high else max(rate, rates[1])))
 
 
 def _measure_points(model: PreTrainedModel, points: list[tuple[int, float]], sampling_rate_hz: int) -> np.ndarray:

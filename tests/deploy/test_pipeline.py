@@ -160,7 +160,9 @@ def test_latency_budget(checkpoints, samples, monkeypatch):
 
     def calibrate(model, sampling_rate_hz):
         calibrations.append(sampling_rate_hz)
-        return LatencyModel(NUM_LAYERS, (0.0, 0.0, 0.0), (0.0, 0.1, 0.0), {})  # 0.1 s for a layer and a second
+        return LatencyModel(
+            NUM_LAYERS, (1.0, 2.0), (0.1, 0.2), (0.1 * NUM_LAYERS, 0.2 * NUM_LAYERS), {}
+        )  # 0.1 s for a layer and a second
 
     monkeypatch.setattr("hf_dld.deploy.pipeline.calibrate_latency", calibrate)
     folder = str(checkpoints / "dynamic")
