@@ -23,7 +23,7 @@ BENCHMARKS = inference breakdown training_step epoch loading onnx_export latency
 quickstart: .venv/installed
 	.venv/bin/python examples/run_dld_ctc.py examples/quickstart.yaml
 
-## all tests, in two processes; of version 1.1.0 --fail-under counts both of them only where it merges
+## all tests, in two processes (with --fail-under, slipcover 1.1.0 prints of them only where it merges)
 test: .venv/installed-test
 	.venv/bin/python -m slipcover --source hf_dld --json --out .coverage.json \
 		-m pytest -n 2 --dist loadfile --no-loadscope-reorder
