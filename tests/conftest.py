@@ -64,6 +64,10 @@ LONGEST = [
     "test_lora.py",
     "test_model_card.py",
     "test_hostile_input.py",
+    "test_readme.py",
+    "test_adapters.py",
+    "test_without_the_package.py",
+    "test_recipes.py",
 ]
 STOCK_WEIGHTS: dict[str, dict[str, torch.Tensor]] = {}  # made once: building a model takes longer than loading it
 
