@@ -12,14 +12,13 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import conditions, print_table, synchronize
+from measure import add_clock_option, conditions, print_table, synchronize
 from transformers import TrainerCallback
 
 import hf_dld
@@ -113,14 +112,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", default=[str(ROOT / "examples/quickstart.yaml")])
     parser.add_argument("--max_steps", type=int, default=-1, help="of the epoch, default: all")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--cpu_time",
-        dest="clock",
-        action="store_const",
-        const=time.process_time,
-        default=time.perf_counter,
-        help="measure the time of this process on the processor, not that on the wall",
-    )
+    add_clock_option(parser)
     args = parser.parse_args()
     print(conditions(), end="\n\n")
     header = ["recipe", "steps", "utterances", "epoch, s", "forward and backward, s", "optimizer, s", "rest / passes"]

@@ -1,5 +1,6 @@
 """How the benchmarks measure: like with like in one process, interleaved, medians and spread, as Markdown tables."""
 
+import argparse
 import gc
 import os
 import platform
@@ -55,6 +56,18 @@ def time_interleaved(
             seconds[name].append(clock() - start)
     gc.enable()
     return seconds
+
+
+def add_clock_option(parser: argparse.ArgumentParser) -> None:
+    """`--cpu_time`, which makes `clock` of the arguments that of this process; by default it is the one on the wall."""
+    parser.add_argument(
+        "--cpu_time",
+        dest="clock",
+        action="store_const",
+        const=time.process_time,
+        default=time.perf_counter,
+        help="measure the time of this process on the processor, not that on the wall",
+    )
 
 
 def synchronize() -> None:

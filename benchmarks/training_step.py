@@ -15,14 +15,13 @@ With --teacher_forward: the table is that of the teacher's forward pass alone, c
 import argparse
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from measure import DEVICE, conditions, print_table, ratio, time_interleaved
+from measure import DEVICE, add_clock_option, conditions, print_table, ratio, time_interleaved
 
 import hf_dld
 from hf_dld.distill.posterior_cache import CachedTeacherCollator
@@ -175,14 +174,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--train_feature_encoder", action="store_true")
     parser.add_argument("--teacher_forward", action="store_true")
-    parser.add_argument(
-        "--cpu_time",
-        dest="clock",
-        action="store_const",
-        const=time.process_time,
-        default=time.perf_counter,
-        help="measure the time of this process on the processor, not that on the wall",
-    )
+    add_clock_option(parser)
     args = parser.parse_args()
     print(conditions())
     print(f"{args.seconds:g} s an utterance, {args.rounds} rounds, {args.clock.__name__}", end="")

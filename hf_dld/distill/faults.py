@@ -63,6 +63,8 @@ def _end_workers_at_exit(process_id: int) -> None:
     """
 
     def kill_workers() -> None:
+        if hasattr(signal, "SIGCHLD"):  # not on Windows
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler makes an error of a worker that is killed
         for process in multiprocessing.active_children():
             if process.daemon:
                 process.kill()

@@ -160,9 +160,8 @@ def test_latency_budget(checkpoints, samples, monkeypatch):
 
     def calibrate(model, sampling_rate_hz):
         calibrations.append(sampling_rate_hz)
-        return LatencyModel(
-            NUM_LAYERS, (1.0, 2.0), (0.1, 0.2), (0.1 * NUM_LAYERS, 0.2 * NUM_LAYERS), {}
-        )  # 0.1 s for a layer and a second
+        one_layer_s = (0.1, 0.2)  # 0.1 s for a layer and a second of audio
+        return LatencyModel(NUM_LAYERS, (1.0, 2.0), one_layer_s, tuple(s * NUM_LAYERS for s in one_layer_s), {})
 
     monkeypatch.setattr("hf_dld.deploy.pipeline.calibrate_latency", calibrate)
     folder = str(checkpoints / "dynamic")

@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -41,6 +42,8 @@ PROCESSES.set_forkserver_preload(
 
 
 def run_script(settings: str) -> None:
+    # as in a script started by hand: workers made through a forkserver of their own never learn that the run was killed
+    multiprocessing.set_start_method("fork", force=True)
     gc.freeze()
     torch.set_num_threads(1)
     evaluate.measure_latency = time_once
@@ -101,13 +104,22 @@ def computing_s(process: multiprocessing.Process) -> float:
         return 0.0
 
 
-def end_when(moment: Callable[[], bool], process: multiprocessing.Process, terminate: bool = False) -> int:
-    """Kill or terminate the process when the moment has come, if it is still there then; its exit code."""
-    while process.is_alive() and not moment():
-        time.sleep(0.001)
-    process.terminate() if terminate else process.kill()
-    process.join(60)
-    return process.exitcode
+@pytest.fixture
+def end_when():
+    """Ends a process, when the moment has come, by a kill or by SIGTERM; none of its children outlives it for long."""
+    children = []
+
+    def call(moment: Callable[[], bool], process: multiprocessing.Process, terminate: bool = False) -> int:
+        while process.is_alive() and not moment():
+            time.sleep(0.001)
+        with suppress(psutil.NoSuchProcess):  # it was done before
+            children.extend(psutil.Process(process.pid).children(recursive=True))
+        process.terminate() if terminate else process.kill()
+        process.join(60)
+        return process.exitcode
+
+    yield call
+    assert not psutil.wait_procs(children, timeout=60)[1], "data loader workers look every 5 s who waits for them"
 
 
 def check_files(folder: Path) -> None:
@@ -139,7 +151,7 @@ def check_result(folder: Path, undisturbed: Path) -> None:
         assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first), model
 
 
-def test_killed_in_each_phase(start, undisturbed, tmp_path):
+def test_killed_in_each_phase(start, end_when, undisturbed, tmp_path):
     """In a step, a checkpoint, the cache of the teacher's posteriors, an evaluation, a report: one run, five times."""
     folder = tmp_path / "run"
 
@@ -167,7 +179,7 @@ def test_killed_in_each_phase(start, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
-def test_killed_at_a_random_moment(start, undisturbed, tmp_path, seed):
+def test_killed_at_a_random_moment(start, end_when, undisturbed, tmp_path, seed):
     reference, needed_s = undisturbed
     folder, process = tmp_path / "run", start(tmp_path / "run")
     moment_s = random.Random(seed).uniform(0, needed_s)
