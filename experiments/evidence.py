@@ -24,6 +24,7 @@ import torch
 import yaml
 from common import RESULTS_DIR, environment, store
 from early_exit import EarlyExitTrainer
+from layerwise import LayerwiseDLDTrainer
 from transformers import AutoModelForCTC, AutoProcessor, TrainerCallback, set_seed
 
 import hf_dld
@@ -42,6 +43,7 @@ class Experiment:
       "early_exit" (a shared CTC head after each of `depths` layers), or "cut" (the teacher, not trained);
     - `starts`: from the weights of the strong teacher ("teacher"), or random ones ("scratch"); both by default;
     - `teacher`: one of `teachers`, or "self";
+    - `colld_weight`: of the layer-to-layer loss beside DLD's (see `LayerwiseDLDTrainer`), none by default;
     - `transcribed`: the share of the training utterances whose transcripts may be used, the others being for KL alone,
       or left out with `kl_weight: 0`.
     """
@@ -260,7 +262,10 @@ class Bench:
             elif arguments.get("kl_weight", 1.0) > 0:
                 folder = self.teacher_folder(teacher)
                 others["teacher"] = AutoModelForCTC.from_pretrained(folder).to_static()
-                arguments["teacher_cache_dir"] = str(self.work / "teacher_cache")
+                if "colld_weight" in run.options:
+                    trainer_class, others["colld_weight"] = LayerwiseDLDTrainer, run.options["colld_weight"]
+                else:
+                    arguments["teacher_cache_dir"] = str(self.work / "teacher_cache")
             arguments["eval_depths"] = self.experiment.eval_depths or None
             args = hf_dld.DLDTrainingArguments(**arguments)
         self.trainer(trainer_class, model, args, train, stopwatch, **others).train()
@@ -293,7 +298,7 @@ class Bench:
         return [{key: getattr(row, key) for key in keys} for row in report.rows]
 
 
-HARNESS_OPTIONS = ("kind", "starts", "layers", "teacher", "transcribed")
+HARNESS_OPTIONS = ("kind", "starts", "layers", "teacher", "transcribed", "colld_weight")
 
 
 def main() -> None:
