@@ -43,6 +43,7 @@ class Experiment:
       "early_exit" (a shared CTC head after each of `depths` layers), or "cut" (the teacher, not trained);
     - `starts`: from the weights of the strong teacher ("teacher"), or random ones ("scratch"); both by default;
     - `teacher`: one of `teachers`, or "self";
+    - `share_of_steps`: 0.5 for methods whose steps cost twice as much;
     - `colld_weight`: of the layer-to-layer loss beside DLD's (see `LayerwiseDLDTrainer`), none by default;
     - `transcribed`: the share of the training utterances whose transcripts may be used, the others being for KL alone,
       or left out with `kl_weight: 0`.
@@ -208,6 +209,7 @@ class Bench:
         kind = run.options.get("kind", "dynamic")
         arguments = {**self.experiment.training, **self.experiment.starts[run.start], "seed": run.seed}
         arguments |= {name: value for name, value in run.options.items() if name not in HARNESS_OPTIONS}
+        arguments["max_steps"] = round(arguments["max_steps"] * run.options.get("share_of_steps", 1.0))
         if kind != "cut":
             self.train(kind, run, model, arguments, stopwatch)
         trained_s = time.process_time() - started
@@ -298,7 +300,7 @@ class Bench:
         return [{key: getattr(row, key) for key in keys} for row in report.rows]
 
 
-HARNESS_OPTIONS = ("kind", "starts", "layers", "teacher", "transcribed", "colld_weight")
+HARNESS_OPTIONS = ("kind", "starts", "layers", "teacher", "transcribed", "share_of_steps", "colld_weight")
 
 
 def main() -> None:

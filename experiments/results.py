@@ -256,15 +256,7 @@ def page(experiments: Iterable[Experiment]) -> str:
             for start in STARTS:
                 lines += error_table(done, start, unit)
         lines += [*times_table(done), *selections_table(done)]
-        places = sorted(
-            {f"{run['machine']}, torch {run['torch']}, transformers {run['transformers']}" for run in done.runs}
-        )
-        commits = sorted({run["commit"][:10] for run in done.runs})
-        total = len(plan(experiment))
-        lines += [
-            f"{len(done.runs)} of {total} runs are finished. Commits {', '.join(commits)}; {'; '.join(places)}.",
-            "",
-        ]
+        lines += [provenance(done), ""]
     return "\n".join(lines)
 
 
