@@ -50,9 +50,9 @@ def main() -> None:
     parser.add_argument("--hidden_size", type=int, default=256)
     parser.add_argument("--teacher_layers", type=int, default=12)
     parser.add_argument("--student_layers", type=int, default=6)
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0, help="of audio in each utterance")
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
 
     torch.manual_seed(0)

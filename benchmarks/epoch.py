@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=[str(ROOT / "examples/quickstart.yaml")])
     parser.add_argument("--max_steps", type=int, default=-1, help="of the epoch, default: all")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     add_clock_option(parser)
     args = parser.parse_args()
     print(conditions(), end="\n\n")

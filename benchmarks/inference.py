@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--seconds", nargs="+", type=float, default=[5.0, 20.0], help="audio lengths")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[1])
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     args = parser.parse_args()
     print(conditions(args.dtype), end="\n\n")

@@ -24,7 +24,7 @@ SIZES = {
     "base": {},
     "small": {"hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 1024},
 }
-AUDIO_S = (2.0, 5.0, 12.0, 20.0, 30.0)
+AUDIO_S = (2.0, 12.0, 30.0)
 
 
 def make_model(size: str) -> DLDWavLMForCTC:

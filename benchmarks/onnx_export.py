@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--model_type", default="dld_wavlm", choices=sorted(DYNAMIC_CLASSES), help="of the random one")
     parser.add_argument("--depths", type=int, nargs="+", default=[3, 6, 12])
     parser.add_argument("--seconds", type=float, nargs="+", default=[5, 20], help="of noise, for the random one")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     if bool(args.checkpoint) != bool(args.dataset):
         parser.error("--checkpoint and --dataset go together")
