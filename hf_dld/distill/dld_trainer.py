@@ -87,11 +87,12 @@ class DLDTrainer(CTCTrainer):
     ):
         if isinstance(teacher, str) and teacher not in ("self", "base"):
             raise ValueError(f'teacher must be a model, "self", "base" or None; got {teacher!r}.')
-        if teacher is None and args.kl_weight > 0:
-            raise ValueError(
-                f"kl_weight is {args.kl_weight}, but there is no teacher to compare with: pass teacher=, or "
-                "kl_weight=0 for plain layer dropping."
-            )
+        for name in ("kl_weight", "kl_weight_end"):
+            if teacher is None and getattr(args, name):
+                raise ValueError(
+                    f"{name} is {getattr(args, name)}, but there is no teacher to compare with: pass teacher=, or "
+                    f"{name}=0 for plain layer dropping."
+                )
         config = model.config
         if config.pruned_layers:
             raise ValueError(

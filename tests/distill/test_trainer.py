@@ -441,6 +441,8 @@ class TestBadInput:
     def test_no_teacher(self, tmp_path, processor, dataset):
         with pytest.raises(ValueError, match="kl_weight is 1.0, but there is no teacher"):
             make_trainer(tmp_path, processor, dataset, teacher=None)
+        with pytest.raises(ValueError, match="kl_weight_end is 0.5, but there is no teacher"):
+            make_trainer(tmp_path, processor, dataset, teacher=None, kl_weight=0.0, kl_weight_end=0.5)
         with pytest.raises(ValueError, match='teacher must be a model, "self", "base" or None; got \'you\''):
             make_trainer(tmp_path, processor, dataset, teacher="you")
 
