@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS_DIR, environment, store
+from common import RESULTS_DIR, environment, spread, store
 from transformers import AutoFeatureExtractor, AutoProcessor, WavLMConfig, WavLMModel, set_seed
 
 import hf_dld
@@ -208,11 +208,10 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         chosen = [run for run in runs if run["method"] == method]
         if not chosen:
             continue
-        rates = [100 * run["wer"] for run in chosen]
         spent = [statistics.mean(run.get(name, 0.0) for run in chosen) for name in ("distill_cpu_s", "tune_cpu_s")]
         lines.append(
             f"| {method} | {chosen[0]['layers']} | {chosen[0]['parameters'] / 1e6:.2f} M "
-            f"| {statistics.mean(rates):.1f} ({min(rates):.1f} to {max(rates):.1f}) | {len(chosen)} "
+            f"| {spread(run['wer'] for run in chosen)} | {len(chosen)} "
             f"| {spent[0]:.0f} | {spent[1]:.0f} |"
         )
     return "\n".join(lines)

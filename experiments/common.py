@@ -2,7 +2,9 @@
 
 import json
 import platform
+import statistics
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,15 @@ def environment() -> dict[str, str]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.platform()}
     return {"commit": commit, **versions}
+
+
+def spread(values: Iterable[float], scale: float = 100.0, sign: str = "") -> str:
+    """The mean and, of more than one value, the range, with one decimal."""
+    values = [scale * value for value in values]
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):{sign}.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):{sign}.1f} to {max(values):{sign}.1f})"
 
 
 def store(path: Path, results: Any) -> None:

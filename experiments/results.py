@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS_DIR, ROOT
+import colld
+from common import RESULTS_DIR, ROOT, spread
 from evidence import Experiment, plan, read_experiment
 from matplotlib.figure import Figure
 
@@ -68,17 +69,13 @@ class Finished:
         return [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
 
 
-def spread(values: Iterable[float], scale: float = 100.0, sign: str = "") -> str:
-    values = [scale * value for value in values]
-    if not values:
-        return ""
-    mean = f"{statistics.mean(values):{sign}.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):{sign}.1f} to {max(values):{sign}.1f})"
-
-
 def table(header: list[str], rows: Iterable[list[str]], left: int = 1) -> list[str]:
     lines = ["| " + " | ".join(header) + " |", "| --- " * left + "| ---: " * (len(header) - left) + "|"]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def count_layers(depth: int) -> str:
+    return f"{depth} layer" + "s" * (depth > 1)
 
 
 def error_table(done: Finished, start: str, unit: str) -> list[str]:
@@ -90,8 +87,8 @@ def error_table(done: Finished, start: str, unit: str) -> list[str]:
         cells = [spread(done.rates(method, start, depth, unit).values()) for depth in done.experiment.depths]
         seeds = "" if options.get("kind") == "cut" else str(len({run["seed"] for run in runs}))
         rows.append([method, *cells, seeds])
-    header = [f"{unit.upper()} %, {STARTS[start]}", *(f"{depth} layers" for depth in done.experiment.depths), "seeds"]
-    return table([header[0], *header[1:]], rows) if rows else []
+    header = [f"{unit.upper()} %, {STARTS[start]}", *map(count_layers, done.experiment.depths), "seeds"]
+    return table(header, rows) if rows else []
 
 
 def verdict(changes: list[float], wanted: float) -> str:
@@ -148,7 +145,7 @@ def goals_table(done: Finished) -> list[str]:
             for depth in depths:
                 changes = done.changes(SHIPPED, reference, start, depth)
                 if changes:
-                    what = f"{depth} layers, {STARTS[start]}, against plain layer dropping"
+                    what = f"{count_layers(depth)}, {STARTS[start]}, against plain layer dropping"
                     rows.append(
                         [what, f"{100 * wanted:+.0f} %", spread(changes, sign="+") + " %", verdict(changes, wanted)]
                     )
@@ -184,7 +181,9 @@ def times_table(done: Finished) -> list[str]:
             # the others are evaluated at their full depth alone
             reached = time_ratios(done, method, start) if runs[0]["kind"] == "dynamic" else []
             never = sum(ratio is None for ratio in reached)
-            ratio = spread([ratio for ratio in reached if ratio is not None]) + (f"; {never} never" if never else "")
+            ratio = spread([ratio for ratio in reached if ratio is not None]) + (
+                f" ({never} of {len(reached)} seeds never reached it)" if never else ""
+            )
             per_step = [run["train_cpu_s"] / steps for run in runs]
             rows.append([method, STARTS[start], spread(per_step, 1000), ratio])
     header = ["method", "start", "CPU ms a step", "time to plain layer dropping's final WER, % of its training"]
@@ -267,9 +266,38 @@ def provenance(done: Finished) -> str:
     return f"{finished} Commits {', '.join(sorted(commits))}; {'; '.join(sorted(machines))}."
 
 
+def colld_section() -> list[str]:
+    """The table of experiments/colld.py, and what its goal asks for."""
+    if not colld.RESULTS.exists():
+        return []
+    stored = json.loads(colld.RESULTS.read_text(encoding="utf-8"))
+    runs, settings = stored["runs"], stored["settings"]
+    (teacher,) = (run for run in runs if run["method"] == "teacher")
+    kept = [(1 - run["wer"]) / (1 - teacher["wer"]) for run in runs if run["method"] == next(iter(colld.METHODS))]
+    lines = [
+        "## Half the depth by layer-to-layer distillation (CoLLD)",
+        "",
+        "    python experiments/colld.py --dataset outputs/connected_digits",
+        "",
+        "Connected digits without babble (Free Spoken Digit Dataset, CC BY-SA 4.0); a WavLM teacher of 12 layers, "
+        f"trained by CTC for {settings['teacher_steps']} steps; {settings['distill_steps']} steps of distillation, "
+        f"which sees no transcript, then {settings['tune_steps']} steps of CTC with a new head, for every student.",
+        "",
+        colld.markdown(runs),
+        "",
+        f"Accuracy (100 % minus the WER) that CoLLD's student keeps of the teacher's: {spread(kept)} %; the goal was 95 % "
+        "at least.",
+        "",
+        f"Commit {stored['commit'][:10]}; {stored['machine']}, torch {stored['torch']}, transformers "
+        f"{stored['transformers']}.",
+        "",
+    ]
+    return lines
+
+
 def main() -> None:
     experiments = [read_experiment(path) for path in sorted((ROOT / "experiments" / "evidence").glob("*.yaml"))]
-    PAGE.write_text(page(experiments), encoding="utf-8")
+    PAGE.write_text("\n".join([page(experiments), *colld_section()]), encoding="utf-8")
 
 
 if __name__ == "__main__":
