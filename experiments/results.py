@@ -181,9 +181,9 @@ def times_table(done: Finished) -> list[str]:
             # the others are evaluated at their full depth alone
             reached = time_ratios(done, method, start) if runs[0]["kind"] == "dynamic" else []
             never = sum(ratio is None for ratio in reached)
-            ratio = spread([ratio for ratio in reached if ratio is not None]) + (
-                f" ({never} of {len(reached)} seeds never reached it)" if never else ""
-            )
+            ratio = spread(ratio for ratio in reached if ratio is not None)
+            if never:
+                ratio = f"{ratio} (never: {never} of {len(reached)} seeds)".strip()
             per_step = [run["train_cpu_s"] / steps for run in runs]
             rows.append([method, STARTS[start], spread(per_step, 1000), ratio])
     header = ["method", "start", "CPU ms a step", "time to plain layer dropping's final WER, % of its training"]
@@ -285,8 +285,8 @@ def colld_section() -> list[str]:
         "",
         colld.markdown(runs),
         "",
-        f"Accuracy (100 % minus the WER) that CoLLD's student keeps of the teacher's: {spread(kept)} %; the goal was 95 % "
-        "at least.",
+        f"Of the teacher's accuracy (100 % minus the WER) CoLLD's student keeps {spread(kept)} %; the goal was 95 % at "
+        "least.",
         "",
         f"Commit {stored['commit'][:10]}; {stored['machine']}, torch {stored['torch']}, transformers "
         f"{stored['transformers']}.",
