@@ -188,7 +188,8 @@ def main() -> None:
         print(f"teacher: {sizes[0]} parameters, student: {sizes[1]}, loss on held-out speech: {eval_loss}")
         if args.push_to_hub:
             message = "Upload a distilled speech encoder"
-            commit = push_to_hub(args.output_dir, repo_id, token=args.hub_token, commit_message=message)
+            options = {"token": args.hub_token, "revision": args.hub_revision, "commit_message": message}
+            commit = push_to_hub(args.output_dir, repo_id, **options)
             print(commit.commit_url)
         logger.info("Done in %.0f s: %s", time.monotonic() - started, args.output_dir)
 

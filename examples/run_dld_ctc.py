@@ -534,7 +534,8 @@ def main() -> None:
         write_card(model_args, data_args, card_args, args.output_dir, repo_id)
         transcribe_once(args.output_dir, splits["test"])
         if args.push_to_hub:
-            commit = push_to_hub(args.output_dir, repo_id, private=args.hub_private_repo, token=args.hub_token)
+            options = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
+            commit = push_to_hub(args.output_dir, repo_id, **options)
             print(commit.commit_url)
         logger.info("Done in %.0f s: %s", time.monotonic() - started, args.output_dir)
 

@@ -1,7 +1,8 @@
 """A small Hugging Face Hub on this machine: what creating, uploading to and loading from a repository ask of one.
 
-It speaks the HTTP interface that `huggingface_hub` uses with its Xet protocol switched off, and fails on demand. A
-repository has one branch, whose files are `hub.repositories["me/name"].files`, bytes by path.
+It speaks the HTTP interface that `huggingface_hub` uses with its Xet protocol switched off, and fails on demand. The
+files of a repository's branch are `hub.repositories["me/name"].branches["main"]`, bytes by path, or of the main one
+`.files`.
 """
 
 import base64
@@ -24,8 +25,16 @@ LFS_SUFFIXES = (".safetensors", ".png")
 @dataclass
 class Repository:
     private: bool = False
-    files: dict[str, bytes] = field(default_factory=dict)
+    branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
     commits: list[str] = field(default_factory=lambda: ["0" * 40])  # their ids, the newest last
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return self.branches["main"]
+
+    def at(self, revision: str | None) -> dict[str, bytes]:
+        """The files of a branch; a commit is taken for one of the main branch."""
+        return self.branches.get(revision, self.files)
 
 
 class HubServer:
@@ -148,6 +157,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repositories.setdefault(name, Repository(private=wanted.get("visibility") == "private"))
         self.answer(status, {"url": f"{self.hub.url}/{name}", "name": name})
 
+    def create_branch(self, name: str, branch: str) -> None:
+        repository = self.repository(name)
+        if repository is None or not self.may_write(name.split("/")[0]):
+            return
+        status = 409 if branch in repository.branches else 200
+        repository.branches.setdefault(branch, dict(repository.files))
+        self.answer(status, {"error": "Reference already exists"} if status == 409 else {})
+
     def check_write(self, name: str) -> None:
         if self.repository(name) is not None and self.may_write(name.split("/")[0]):
             self.answer(200, {})
@@ -158,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(400, {"errors": [{"message": '"license" must be one of [apache-2.0, ...]'}]})
         self.answer(200, {"errors": [], "warnings": []})
 
-    def preupload(self, name: str) -> None:
+    def preupload(self, name: str, revision: str) -> None:
         repository = self.repository(name)
         if repository is None or not self.may_write(name.split("/")[0]):
             return
@@ -167,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "path": file["path"],
                 "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
                 "shouldIgnore": False,
-                "oid": _oid(repository, file["path"]),
+                "oid": _oid(repository.at(revision), file["path"]),
             }
             for file in json.loads(self.body)["files"]
         ]
@@ -193,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.blobs[oid] = self.body
         self.answer(200, {})
 
-    def commit(self, name: str) -> None:
+    def commit(self, name: str, revision: str) -> None:
         repository = self.repository(name)
         if repository is None or not self.may_write(name.split("/")[0]):
             return
@@ -205,49 +222,50 @@ class _Handler(BaseHTTPRequestHandler):
                 changes[value["path"]] = base64.b64decode(value["content"])
             elif operation["key"] == "lfsFile":
                 changes[value["path"]] = self.hub.blobs[value["oid"]]
-        repository.files |= changes
+        repository.at(revision).update(changes)
         repository.commits.append(hashlib.sha1(self.body + str(len(repository.commits)).encode()).hexdigest())
         oid = repository.commits[-1]
         self.answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid})
 
-    def info(self, name: str) -> None:
+    def info(self, name: str, revision: str | None) -> None:
         if (repository := self.repository(name)) is not None:
-            siblings = [{"rfilename": path} for path in repository.files]
+            siblings = [{"rfilename": path} for path in repository.at(revision)]
             content = {"id": name, "private": repository.private, "sha": repository.commits[-1], "siblings": siblings}
             self.answer(200, {**content, "tags": []})
 
-    def tree(self, name: str, folder: str | None) -> None:
+    def tree(self, name: str, revision: str, folder: str | None) -> None:
         if (repository := self.repository(name)) is not None:
-            paths = [path for path in repository.files if path.startswith(folder or "")]
-            sizes = [(path, len(repository.files[path])) for path in paths]
+            files = repository.at(revision)
+            sizes = [(path, len(content)) for path, content in files.items() if path.startswith(folder or "")]
             self.answer(200, [{"type": "file", "path": path, "size": size, "oid": "0"} for path, size in sizes])
 
-    def download(self, name: str, path: str) -> None:
+    def download(self, name: str, revision: str, path: str) -> None:
         if (repository := self.repository(name)) is None:
             return
-        if path not in repository.files:
+        if path not in repository.at(revision):
             return self.answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
-        content = repository.files[path]
+        content = repository.at(revision)[path]
         etag = hashlib.sha256(content).hexdigest()
         self.answer(200, content, {"X-Repo-Commit": repository.commits[-1], "ETag": f'"{etag}"'})
 
     ROUTES = (
         (("POST",), "/api/repos/create", create),
         (("POST",), "/api/validate-yaml", validate_yaml),
-        (("POST",), r"/api/models/([^/]+/[^/]+)/preupload/main", preupload),
+        (("POST",), r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", preupload),
         (("POST",), r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", lfs_batch),
         (("PUT",), "/lfs/([0-9a-f]{64})", lfs_upload),
-        (("POST",), r"/api/models/([^/]+/[^/]+)/commit/main", commit),
+        (("POST",), r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", commit),
+        (("POST",), r"/api/models/([^/]+/[^/]+)/branch/([^/]+)", create_branch),
         (("GET",), r"/api/models/([^/]+/[^/]+)/auth-check/write", check_write),
-        (("GET",), r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", info),
-        (("GET",), r"/api/models/([^/]+/[^/]+)/tree/[^/]+(?:/(.*))?", tree),
-        (("GET", "HEAD"), r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", download),
+        (("GET",), r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", info),
+        (("GET",), r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", tree),
+        (("GET", "HEAD"), r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", download),
     )
 
 
-def _oid(repository: Repository, path: str) -> str | None:
+def _oid(files: dict[str, bytes], path: str) -> str | None:
     """What git would call the file: of its content, or of the pointer to large content its sha256."""
-    content = repository.files.get(path)
+    content = files.get(path)
     if content is None:
         return None
     if path.endswith(LFS_SUFFIXES):

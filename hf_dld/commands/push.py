@@ -17,9 +17,11 @@ def add_push_command(commands: Any) -> None:
     parser.add_argument("repo_id", help="name, or namespace/name")
     parser.add_argument("--private", action="store_true", default=None, help="make a private repository")
     parser.add_argument("--token", help="one that may write; default: the one of `hf auth login`, or HF_TOKEN")
+    parser.add_argument("--revision", help="branch that gets the commit, made when missing; default: the main one")
     parser.set_defaults(run=push)
 
 
 def push(arguments: argparse.Namespace) -> None:
-    commit = push_to_hub(arguments.folder, arguments.repo_id, private=arguments.private, token=arguments.token)
+    options = {name: getattr(arguments, name) for name in ("private", "token", "revision")}
+    commit = push_to_hub(arguments.folder, arguments.repo_id, **options)
     print(commit.commit_url)

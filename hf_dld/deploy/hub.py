@@ -29,6 +29,7 @@ def push_to_hub(
     *,
     private: bool | None = None,
     token: str | bool | None = None,
+    revision: str | None = None,
     commit_message: str = "Upload a dynamic-depth model",
 ) -> CommitInfo:
     """Upload model, processor, code, model card, depth reports and schedule from a folder to a repository of the Hub.
@@ -43,6 +44,7 @@ def push_to_hub(
         repo_id: `"name"`, under the token's own account, or `"namespace/name"`.
         private: of a repository that is made now; default: public, or what the organization has set.
         token: one that may write; default: the one that is logged in.
+        revision: the branch that gets the commit, made from the main one when it is missing; default: the main one.
         commit_message: first line of the commit.
 
     Returns:
@@ -59,18 +61,23 @@ def push_to_hub(
     repo_id = create_repository(repo_id, private=private, token=token)
     if card_wanted:
         make_model_card(folder, repo_id).save(folder / CARD_FILE)
+    hub = HfApi(token=token)
     try:
-        return HfApi(token=token).upload_folder(
+        if revision is not None:
+            hub.create_branch(repo_id, branch=revision, exist_ok=True)
+        return hub.upload_folder(
             repo_id=repo_id,
+            revision=revision,
             folder_path=folder,
             commit_message=commit_message,
             allow_patterns=PUBLISHED,
             ignore_patterns=list(NOT_PUBLISHED),
         )
     except Exception as error:  # transport errors, refusals and failed uploads have no class in common
+        branch = f" --revision {revision}" if revision is not None else ""
         raise OSError(
             f"Could not push {folder} to {repo_id}: {_explain(error)}. Nothing is lost here: repeat the call, or "
-            f"`python -m hf_dld push {folder} {repo_id}`, and what is missing is uploaded."
+            f"`python -m hf_dld push {folder} {repo_id}{branch}`, and what is missing is uploaded."
         ) from error
 
 

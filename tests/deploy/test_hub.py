@@ -98,6 +98,20 @@ def test_again_without_a_change_and_with_one(folder, hub):
     assert len(hub.repositories["me/tiny"].commits) == len(commits) + 1
 
 
+def test_a_branch(folder, hub, at_once):
+    push_to_hub(folder, "me/tiny")
+    before = dict(hub.repositories["me/tiny"].files)
+    for language in ("en", "de"):
+        make_model_card(folder, language=language).save(folder / "README.md")
+        main(["push", str(folder), "me/tiny", "--revision", "trial"])
+        trial = hub.repositories["me/tiny"].branches["trial"]
+        assert set(trial) == UPLOADED and f"language: {language}".encode() in trial["README.md"]
+    assert hub.repositories["me/tiny"].files == before
+    hub.fail = lambda method, path: 503 if "/branch/" in path else None
+    with pytest.raises(OSError, match=r"`python -m hf_dld push \S+ me/tiny --revision trial`"):
+        push_to_hub(folder, "me/tiny", revision="trial")
+
+
 def test_a_card_takes_the_repository_s_name_unless_edited(folder, hub):
     make_model_card(folder, license="mit").save(folder / "README.md")
     assert 'model="tiny"' in (folder / "README.md").read_text()

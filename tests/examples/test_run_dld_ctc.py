@@ -146,26 +146,29 @@ def test_end_to_end_and_again(run, corpus, tmp_path, cached, capsys):
 
 
 def test_push_to_hub(run, hub, capsys):
-    settings = {"push_to_hub": True, "hub_model_id": "beeps", "hub_private_repo": True, "max_steps": 1}
+    settings = {"push_to_hub": True, "hub_model_id": "beeps", "hub_private_repo": True, "hub_revision": "trial"}
+    settings["max_steps"] = 1
     with pytest.raises(OSError, match="Could not make or find the repository beeps.*does not accept the token"):
         run(**settings, hub_token="hf_wrong")  # before any work
     with pytest.raises(ValueError, match="language must be an ISO 639 code such as 'en'"):
         run(**settings, hub_token=TOKEN, language="English")
     hub.fail = lambda method, path: 503 if "/commit/" in path else None
     facts = {"hub_token": TOKEN, "language": "en", "dataset_license": "CC0"}
-    with pytest.raises(OSError, match=r"the Hub is out of order.*`python -m hf_dld push \S+/out me/beeps`"):
+    repeat = r"`python -m hf_dld push \S+/out me/beeps --revision trial`"
+    with pytest.raises(OSError, match=f"the Hub is out of order.*{repeat}"):
         run(**settings, **facts)
     weights = (output := run.folder / "model.safetensors").read_bytes()
     hub.fail = lambda method, path: None
     run(**settings, **facts)  # the same command again: nothing is trained, all is pushed
     assert output.read_bytes() == weights
     repository = hub.repositories["me/beeps"]
-    assert repository.private and repository.files["model.safetensors"] == weights
+    files = repository.branches["trial"]
+    assert repository.private and not repository.files and files["model.safetensors"] == weights
     assert f"{hub.url}/me/beeps/commit/{repository.commits[-1]}" in capsys.readouterr().out
     for name in ("config.json", "modeling_dld_wavlm.py", "processor_config.json", "depth_report.json"):
-        assert repository.files[name] == (run.folder / name).read_bytes()
-    assert not [path for path in repository.files if "/" in path or path == "run.json"]
-    card = repository.files["README.md"].decode()
+        assert files[name] == (run.folder / name).read_bytes()
+    assert not [path for path in files if "/" in path or path == "run.json"]
+    card = files["README.md"].decode()
     assert 'model="me/beeps"' in card and "language: en" in card and "training data | CC0 |" in card
     assert "none, trained from scratch" in card and str(run.folder.parent) not in card
 
