@@ -69,6 +69,7 @@ class Experiment:
     max_duration_s: float = 30.0
     eval_steps: int = 250
     eval_depths: list[int] = field(default_factory=list)
+    remark: str = ""
 
 
 @dataclass(frozen=True)

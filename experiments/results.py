@@ -255,6 +255,7 @@ def page(experiments: Iterable[Experiment]) -> str:
             for start in STARTS:
                 lines += error_table(done, start, unit)
         lines += [*times_table(done), *selections_table(done)]
+        lines += [experiment.remark.strip(), ""] if experiment.remark else []
         lines += [provenance(done), ""]
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """The tables of the documentation are those of the stored results."""
 
+import importlib
 import json
 import runpy
 import sys
@@ -19,3 +20,13 @@ def test_schedule_page_shows_what_was_stored(name, monkeypatch):
     page = (ROOT / "docs" / "schedule.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) > 10 and [row for row in rows if row not in page] == []
+
+
+def test_results_page_shows_what_was_stored(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
+    results = importlib.import_module("results")
+    monkeypatch.setattr(results, "PAGE", tmp_path / "results.md")
+    monkeypatch.setattr(results, "IMAGES", tmp_path)
+    results.main()
+    assert results.PAGE.read_text() == (ROOT / "docs" / "results.md").read_text()
+    assert {path.name for path in tmp_path.glob("*.png")} <= {path.name for path in ROOT.glob("docs/images/*.png")}
