@@ -250,12 +250,12 @@ def page(experiments: Iterable[Experiment]) -> str:
         lines += [f"Data: {experiment.licence}; made by `{experiment.made_by.strip()}`.", ""]
         if draw(done, IMAGES / f"results_{experiment.name}"):
             lines += [f"![WER against active layers](images/results_{experiment.name}.png)", ""]
+        lines += [experiment.remark.strip(), ""] if experiment.remark else []
         lines += [*claims_table(done), *goals_table(done)]
         for unit in ("wer", "cer"):
             for start in STARTS:
                 lines += error_table(done, start, unit)
         lines += [*times_table(done), *selections_table(done)]
-        lines += [experiment.remark.strip(), ""] if experiment.remark else []
         lines += [provenance(done), ""]
     return "\n".join(lines)
 
