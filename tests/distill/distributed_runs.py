@@ -20,7 +20,16 @@ from conftest import VOCAB_SIZE, make_dynamic, make_stock
 from peft import PeftModel, get_peft_model
 from torch.distributed.tensor import DTensor
 
-from hf_dld import DataCollatorCTC, DLDTrainer, DLDTrainingArguments, build_character_processor, evaluate_depths
+from hf_dld import (
+    CoLLDTrainer,
+    CoLLDTrainingArguments,
+    DataCollatorCoLLD,
+    DataCollatorCTC,
+    DLDTrainer,
+    DLDTrainingArguments,
+    build_character_processor,
+    evaluate_depths,
+)
 from hf_dld.data.audio import encode_wav
 from hf_dld.distill import lora_config
 from hf_dld.evaluation.metrics import asr_metrics
@@ -36,6 +45,18 @@ NO_DROPOUT = {
 }
 GLOBAL_BATCH = 4
 PROCESSOR = build_character_processor(["abcdefghi"])
+TRAINING = {
+    "per_device_eval_batch_size": 4,
+    "max_steps": 4,
+    "learning_rate": 1e-3,
+    "adam_epsilon": 1e-3,  # else AdamW makes a whole step of what rounding leaves of a zero gradient
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 3,
+    "use_cpu": True,
+}
 RUNS: dict[str, dict[str, Any]] = {
     "wavlm": {"depth_sampling": "bernoulli", "gradient_checkpointing": True, "gradient_accumulation_steps": 2},
     "sandwich": {
@@ -106,18 +127,9 @@ def make_trainer(
                 "output_dir": str(folder),
                 "per_device_train_batch_size": GLOBAL_BATCH // gradient_accumulation_steps // num_processes,
                 "gradient_accumulation_steps": gradient_accumulation_steps,
-                "per_device_eval_batch_size": 4,
-                "max_steps": 4,
-                "learning_rate": 1e-3,
-                "adam_epsilon": 1e-3,  # else AdamW makes a whole step of what rounding leaves of a zero gradient
-                "lr_scheduler_type": "constant",
-                "logging_steps": 1,
-                "save_strategy": "no",
-                "disable_tqdm": True,
-                "seed": 3,
-                "use_cpu": True,
                 "eval_depths": [2],
             }
+            | TRAINING
             | options
         ),
         # what most models make of an utterance depends on its padding, and so on the others in its micro-batch
@@ -161,12 +173,39 @@ def run(name: str, folder: Path, num_processes: int) -> dict[str, Any]:
     return result
 
 
+def run_colld(folder: Path, num_processes: int) -> dict[str, Any]:
+    """Layer-to-layer distillation of a dynamic student, whose layers are dropped."""
+    utterances = make_utterances(12, padded=True)
+    torch.manual_seed(0)  # the heads
+    trainer = CoLLDTrainer(
+        model=make_dynamic("wavlm-stable", **{**NO_DROPOUT, "mask_time_prob": 0.05}).base_model,
+        teacher=make_stock("wavlm-stable", **NO_DROPOUT).base_model,
+        args=CoLLDTrainingArguments(
+            str(folder / "colld"),
+            per_device_train_batch_size=GLOBAL_BATCH // num_processes,
+            depth_sampling="uniform",
+            mask_time_length=4,
+            **TRAINING,
+        ),
+        train_dataset=utterances,
+        eval_dataset=utterances,
+        data_collator=DataCollatorCoLLD(PROCESSOR.feature_extractor),
+    )
+    trainer.train()
+    return {
+        "weights": trainer.accelerator.get_state_dict(trainer.model),
+        "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+        "eval_loss": trainer.evaluate()["eval_loss"],
+    }
+
+
 def main() -> None:
     folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
     torch.set_num_threads(1)
     gc.freeze()
-    for name in sys.argv[2:] or RUNS:
-        result = run(name, folder, int(os.environ.get("WORLD_SIZE", "1")))
+    for name in sys.argv[2:] or ["colld", *RUNS]:
+        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        result = run_colld(folder, num_processes) if name == "colld" else run(name, folder, num_processes)
         if rank == "0":
             torch.save(result, folder / f"{name}.pt")
 

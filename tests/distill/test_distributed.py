@@ -7,7 +7,7 @@ from launching import launch
 
 from hf_dld.models.depth import sample_layers
 
-from .distributed_runs import RUNS, run
+from .distributed_runs import RUNS, run, run_colld
 
 
 @pytest.fixture(scope="module")
@@ -17,20 +17,30 @@ def two_processes(tmp_path_factory):
     return folder
 
 
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_do_what_one_does(name, two_processes, tmp_path):
     one, two = run(name, tmp_path, 1), torch.load(two_processes / f"{name}.pt")
-    assert one["weights"].keys() == two["weights"].keys()
-    for tensor_name, tensor in one["weights"].items():
-        torch.testing.assert_close(
-            two["weights"][tensor_name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, n=tensor_name: f"{n}: {m}"
-        )
+    assert_same(one["weights"], two["weights"])
     for first, second in zip(one["logs"], two["logs"], strict=True):
         assert second == pytest.approx(first, rel=1e-4, abs=1e-6)
     assert two["metrics"] == one["metrics"], "the same utterances in the same batches"
     assert two["report"] == one["report"], "batches are shared, not split"
     assert two["calls"] == one["calls"]
     assert two["sharded"] == ("fsdp" in name) and not one["sharded"]
+
+
+def test_two_processes_distil_what_one_does(two_processes, tmp_path):
+    one, two = run_colld(tmp_path, 1), torch.load(two_processes / "colld.pt")
+    assert any("heads" in name for name in one["weights"])
+    assert_same(one["weights"], two["weights"])
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-4)
 
 
 def test_skipping_is_real_where_weights_are_sharded(two_processes):
