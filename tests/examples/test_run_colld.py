@@ -10,6 +10,7 @@ import soundfile
 import yaml
 from conftest import make_stock
 from distill.conftest import make_encoder
+from hub_server import TOKEN
 from transformers import AutoFeatureExtractor, AutoModel, SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor
 
 SCRIPT = str(Path(__file__).parents[2] / "examples" / "run_colld.py")
@@ -81,6 +82,13 @@ def test_end_to_end_and_again(run, capsys):
     weights = (output / "model.safetensors").read_bytes()
     run()  # the same command again: nothing is trained, the same comes out
     assert (output / "model.safetensors").read_bytes() == weights
+
+
+def test_push_to_a_branch(run, hub, capsys):
+    output = run(max_steps=1, push_to_hub=True, hub_model_id="small", hub_revision="trial", hub_token=TOKEN)
+    repository = hub.repositories["me/small"]
+    assert repository.branches["trial"]["model.safetensors"] == (output / "model.safetensors").read_bytes()
+    assert not repository.files and f"{hub.url}/me/small/commit/" in capsys.readouterr().out
 
 
 def test_a_student_of_another_kind_and_other_features(run, tmp_path):
