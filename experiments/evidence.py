@@ -29,7 +29,7 @@ from transformers import AutoModelForCTC, AutoProcessor, TrainerCallback, set_se
 
 import hf_dld
 from hf_dld.distill.checkpoints import save_whole
-from hf_dld.evaluation import asr_metrics, evaluate_depths
+from hf_dld.evaluation import asr_metrics, evaluate_depths, search_depth_schedule
 from hf_dld.models import DYNAMIC_CLASSES
 
 
@@ -43,6 +43,8 @@ class Experiment:
       "early_exit" (a shared CTC head after each of `depths` layers), or "cut" (the teacher, not trained);
     - `starts`: from the weights of the strong teacher ("teacher"), or random ones ("scratch"); both by default;
     - `teacher`: one of `teachers`, or "self";
+    - `layer_selection`: "schedule" for the layers that a search on the validation split finds for the strong teacher,
+      to be trained on (with `depth_sampling: selection`) and evaluated with; otherwise evenly spaced ones;
     - `share_of_steps`: 0.5 for methods whose steps cost twice as much;
     - `colld_weight`: of the layer-to-layer loss beside DLD's (see `LayerwiseDLDTrainer`), none by default;
     - `transcribed`: the share of the training utterances whose transcripts may be used, the others being for KL alone,
@@ -217,11 +219,14 @@ class Bench:
         stem = RESULTS_DIR / self.experiment.name / run.name
         stem.parent.mkdir(parents=True, exist_ok=True)
         depths = [run.num_layers] if kind == "static" else self.experiment.depths
-        selection = "first" if kind == "early_exit" else "even"
+        selection = "first" if kind == "early_exit" else run.options.get("layer_selection", "even")
         reports = {selection: self.evaluate(model, depths, selection, stem.with_suffix(".npz"))}
         if kind != "static" and run.seed == self.experiment.seeds[0]:
-            for other in {"even", "first", "random"} - {selection}:
-                reports[other] = self.evaluate(model, depths, other)
+            if kind != "early_exit" and selection != "schedule":
+                self.search_schedule(model)
+            for other in SELECTIONS:
+                if other not in reports and (other != "schedule" or model.config.depth_schedule is not None):
+                    reports[other] = self.evaluate(model, depths, other)
         return {
             "method": run.method,
             "start": run.start,
@@ -242,11 +247,18 @@ class Bench:
         if run.start == "scratch":
             return self.fresh_model(run.num_layers)
         teacher = self.model_class.from_pretrained(self.teacher_folder("strong"))
+        if run.options.get("layer_selection") == "schedule":
+            self.search_schedule(teacher, resume_file=self.work / "teacher_schedule.json")
         if run.num_layers == teacher.config.num_hidden_layers:
             return teacher
         folder = self.work / "cut"
         save_whole(folder, teacher.to_static(run.num_layers))
         return self.model_class.from_pretrained(folder)
+
+    def search_schedule(self, model: Any, resume_file: Path | None = None) -> None:
+        """Make the layers that are found on the validation split the model's own."""
+        validation = self.splits["validation"]
+        search_depth_schedule(model, validation, self.processor, resume_file=resume_file).apply_to(model.config)
 
     def train(self, kind: str, run: Run, model: Any, arguments: dict[str, Any], stopwatch: Stopwatch) -> None:
         evaluated = {"eval_strategy": "steps", "eval_steps": self.experiment.eval_steps}
@@ -301,7 +313,10 @@ class Bench:
         return [{key: getattr(row, key) for key in keys} for row in report.rows]
 
 
-HARNESS_OPTIONS = ("kind", "starts", "layers", "teacher", "transcribed", "share_of_steps", "colld_weight")
+HARNESS_OPTIONS = (
+    "kind", "starts", "layers", "teacher", "transcribed", "share_of_steps", "colld_weight", "layer_selection",
+)  # fmt: skip
+SELECTIONS = ("even", "first", "schedule", "random")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import colld
 from common import RESULTS_DIR, ROOT, spread
-from evidence import Experiment, plan, read_experiment
+from evidence import SELECTIONS, Experiment, plan, read_experiment
 from matplotlib.figure import Figure
 
 from hf_dld.evaluation.plots import COLOURS, MARKERS
@@ -57,8 +57,8 @@ class Finished:
         """Error rates by seed, with the layers that the method itself uses; a static model has its own depth alone."""
         rates = {}
         for run in self.of(method, start):
-            selection = "first" if run["kind"] == "early_exit" else "even"
-            for row in run["rates"][selection]:
+            own = next(iter(run["rates"].values()))
+            for row in own:
                 if row["num_active_layers"] == depth:
                     rates[run["seed"]] = row[unit]
         return rates
@@ -204,9 +204,10 @@ def selections_table(done: Finished) -> list[str]:
             run = next((run for run in done.of(method, start) if len(run["rates"]) > 1), None)
             if run is None:
                 continue
-            for selection in ("even", "first", "random"):
-                cells = [f"{100 * row['wer']:.1f}" for row in run["rates"][selection]]
-                rows.append([f"{method}, {STARTS[start]}", selection, *cells])
+            for selection in SELECTIONS:
+                if selection in run["rates"]:
+                    cells = [f"{100 * row['wer']:.1f}" for row in run["rates"][selection]]
+                    rows.append([f"{method}, {STARTS[start]}", selection, *cells])
     header = ["WER %, one seed", "layers", *(str(depth) for depth in done.experiment.depths)]
     return table(header, rows, left=2) if rows else []
 
