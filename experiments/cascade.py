@@ -1,9 +1,9 @@
 """Does it pay to go deeper only where few layers are unsure? Against fixed depths of the same average cost.
 
     python experiments/cascade.py --dataset outputs/babble_digits \\
-        --models outputs/schedule_teacher/teacher outputs/schedule/bernoulli
+        --models outputs/evidence/digits_wavlm/teachers/strong outputs/schedule/bernoulli
 
-(the models of experiments/schedule.py, each at the layers that its own `layer_selection` gives.)
+(the models of experiments/schedule.py, with evenly spaced layers and with the first ones, of which all are shared.)
 
 Each utterance is transcribed with few layers; where the confidence (mean or lowest log posterior of the best path's
 frames) is below a threshold, it is transcribed again with more. The second pass starts from the layers that both sets
@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoProcessor
 
 from hf_dld.evaluation.cost import count_gmac_per_s
 from hf_dld.models import DYNAMIC_CLASSES
+from hf_dld.models.depth import select_layers
 
 RESULTS = RESULTS_DIR / "cascade.json"
 RATES = np.linspace(0.05, 0.95, 19)  # shares of the validation utterances that go deeper
@@ -125,11 +126,12 @@ def main() -> None:
         model = DYNAMIC_CLASSES[model_type].from_pretrained(folder).eval()
         splits = load_splits(folder, args.dataset, ("validation", "test"))
         costs = costs_gmac(model, processor, int(np.mean(splits["test"]["input_length"])))
-        counts = range(1, model.config.num_hidden_layers + 1)
-        sets = [model.config.resolve_active_layers(num_active_layers=count) for count in counts]
-        _, validation = transcribe(model, splits["validation"], processor, sets)
-        words, test = transcribe(model, splits["test"], processor, sets)
-        models[folder.name] = compare(validation, test, words, costs, args.resamples)
+        num_layers = model.config.num_hidden_layers
+        for selection in ("even", "first"):
+            sets = [select_layers(count, num_layers, selection) for count in range(1, num_layers + 1)]
+            _, validation = transcribe(model, splits["validation"], processor, sets)
+            words, test = transcribe(model, splits["test"], processor, sets)
+            models[f"{folder.name}, {selection} layers"] = compare(validation, test, words, costs, args.resamples)
         content = {
             "arguments": {"dataset": args.dataset, "models": [str(folder) for folder in args.models]},
             **environment(),

@@ -1,10 +1,9 @@
 """Do searched layers beat evenly spaced ones? Searched on validation, judged on test, for models trained in three ways.
 
     python examples/corpora/join_digits.py --source ../shared/data/spoken_digits --output outputs/babble_digits \\
-        --utterances 4000 500 800 --babble_snr_db 2 12
-    python examples/run_dld_ctc.py experiments/schedule_teacher.yaml
-    python experiments/schedule.py --dataset outputs/babble_digits --teacher outputs/schedule_teacher/teacher \\
-        --output outputs/schedule
+        --utterances 4000 200 800 --babble_snr_db 2 12
+    python experiments/evidence.py experiments/evidence/digits_wavlm.yaml --only '^teacher-cut'
+    python experiments/schedule.py --dataset outputs/babble_digits --output outputs/schedule
 
 From the teacher's weights trains a dynamic student for each way of drawing layers, by layer dropping alone ("none" is
 the teacher itself, merely cut; what is there already is used, so that an interrupted run goes on), searches a schedule
@@ -48,6 +47,7 @@ def train(sampling: str, train_set, processor, args: argparse.Namespace) -> Path
         kl_weight=0.0,  # neutral from the teacher's weights (docs/method.md), and a third of a step's time
         max_steps=args.steps,
         learning_rate=args.learning_rate,
+        per_device_train_batch_size=16,
         warmup_steps=0.1,
         weight_decay=0.01,
         adam_beta2=0.98,
@@ -186,7 +186,7 @@ def load_splits(folder: Path, dataset: str, names: Iterable[str]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, default=Path("outputs/evidence/digits_wavlm/teachers/strong"))
     parser.add_argument("--output", type=Path, required=True, help="folder for the students")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=0.0015)
