@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import colld
+import numpy as np
 from common import RESULTS_DIR, ROOT, spread
 from evidence import SELECTIONS, Experiment, plan, read_experiment
 from matplotlib.figure import Figure
 
+from hf_dld.evaluation.intervals import bootstrap_interval
 from hf_dld.evaluation.plots import COLOURS, MARKERS
 
 PAGE = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images"
-SHIPPED, PAPER = "DLD, selection (shipped)", "DLD, Bernoulli 0.5 (the paper)"
+SHIPPED, PAPER, STATIC = "DLD, selection (shipped)", "DLD, Bernoulli 0.5 (the paper)", "static, trained alone"
+INTERVAL = "95 % interval"
 STARTS = {"teacher": "from the teacher's weights", "scratch": "from scratch"}
 INTRODUCTION = """# Results
 
@@ -33,7 +36,8 @@ experiment is one YAML file, and one command trains what is missing of it:
 
 Methods of one table have the same model, data, batches, learning rate and number of steps. Error rates are those of the
 test split, which each run transcribes once, at its end; "mean (lowest to highest)" is over seeds, and a table says how
-many are finished: what is not finished is not shown. Times are CPU seconds of one thread and leave evaluations out.
+many are finished: what is not finished is not shown. Intervals come from a paired bootstrap over test utterances, with
+the errors of all seeds together. Times are CPU seconds of one thread and leave evaluations out.
 """
 
 
@@ -43,7 +47,7 @@ class Finished:
     def __init__(self, experiment: Experiment):
         self.experiment, self.folder = experiment, RESULTS_DIR / experiment.name
         paths = [self.folder / f"{run.name}.json" for run in plan(experiment)]
-        self.runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+        self.runs = [json.loads(path.read_text(encoding="utf-8")) | {"path": path} for path in paths if path.exists()]
         self.num_layers = experiment.model_config["num_hidden_layers"]
 
     def of(self, method: str, start: str, num_layers: int | None = None) -> list[dict[str, Any]]:
@@ -67,6 +71,23 @@ class Finished:
         """Relative changes of the WER, a seed each."""
         ours, theirs = (self.rates(name, start, depth) for name in (method, reference))
         return [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
+
+    def errors(self, method: str, start: str, depth: int) -> dict[int, np.ndarray]:
+        """Word errors of each test utterance, by seed."""
+        errors = {}
+        for run in self.of(method, start):
+            with np.load(run["path"].with_suffix(".npz")) as stored:
+                if f"word_errors_{depth}" in stored:
+                    errors[run["seed"]] = stored[f"word_errors_{depth}"].astype(np.int64)
+        return errors
+
+    def interval(self, method: str, reference: str, start: str, depth: int) -> str:
+        """Of the relative change of all seeds' errors together: a paired bootstrap over utterances."""
+        ours, theirs = (self.errors(name, start, depth) for name in (method, reference))
+        seeds = ours.keys() & theirs.keys()
+        counts = np.stack([sum(errors[seed] for seed in seeds) for errors in (ours, theirs)], axis=1)
+        low, high = bootstrap_interval(counts, lambda totals: totals[..., 0] / totals[..., 1] - 1)
+        return f"{100 * low:+.1f} to {100 * high:+.1f} %"
 
 
 def table(header: list[str], rows: Iterable[list[str]], left: int = 1) -> list[str]:
@@ -109,8 +130,8 @@ def claims_table(done: Finished) -> list[str]:
         ):
             changes = done.changes(PAPER, reference, start, depth)
             if changes:
-                ours = spread(changes, sign="+") + " %"
-                rows.append([f"{what}, {STARTS[start]}", f"{100 * claimed:+.2f} %", ours, verdict(changes, claimed)])
+                ours = [spread(changes, sign="+") + " %", done.interval(PAPER, reference, start, depth)]
+                rows.append([f"{what}, {STARTS[start]}", f"{100 * claimed:+.2f} %", *ours, verdict(changes, claimed)])
         ratios = time_ratios(done, PAPER, start)
         if ratios:
             changes = [ratio - 1 for ratio in ratios if ratio is not None]
@@ -119,8 +140,9 @@ def claims_table(done: Finished) -> list[str]:
             if missing:
                 ours += f" ({missing} of {len(ratios)} seeds never reached it)"
             held = "missed" if missing else verdict(changes, -0.333)
-            rows.append([f"training time to layer dropping's final WER, {STARTS[start]}", "-33.3 %", ours, held])
-    return table(["the paper's claim, against plain layer dropping", "paper", "here", "verdict"], rows) if rows else []
+            rows.append([f"training time to layer dropping's final WER, {STARTS[start]}", "-33.3 %", ours, "", held])
+    header = ["the paper's claim, against plain layer dropping", "paper", "here", INTERVAL, "verdict"]
+    return table(header, rows) if rows else []
 
 
 def time_ratios(done: Finished, method: str, start: str) -> list[float | None]:
@@ -143,31 +165,30 @@ def goals_table(done: Finished) -> list[str]:
     for start, (low, high) in {"scratch": (-0.25, -0.15), "teacher": (-0.18, -0.06)}.items():
         for depths, wanted in ((quarter, low), ([full], high)):
             for depth in depths:
-                changes = done.changes(SHIPPED, reference, start, depth)
-                if changes:
-                    what = f"{count_layers(depth)}, {STARTS[start]}, against plain layer dropping"
-                    rows.append(
-                        [what, f"{100 * wanted:+.0f} %", spread(changes, sign="+") + " %", verdict(changes, wanted)]
-                    )
-        changes = done.changes(SHIPPED, "static, trained alone", start, full)
-        if changes:
-            what = f"{full} layers, {STARTS[start]}, against a static model trained as long"
-            rows.append([what, "+0 %", spread(changes, sign="+") + " %", verdict(changes, 0.0)])
+                what = f"{count_layers(depth)}, {STARTS[start]}, against plain layer dropping"
+                rows += goal_row(done, what, reference, start, depth, wanted)
+        what = f"{full} layers, {STARTS[start]}, against a static model trained as long"
+        rows += goal_row(done, what, STATIC, start, full, 0.0)
         ratios = time_ratios(done, SHIPPED, start)
         if ratios and None not in ratios:
             changes = [ratio - 1 for ratio in ratios]
             what = f"time to plain layer dropping's final WER, {STARTS[start]}"
-            rows.append([what, "-50 %", spread(changes, sign="+") + " %", verdict(changes, -0.5)])
+            rows.append([what, "-50 %", spread(changes, sign="+") + " %", "", verdict(changes, -0.5)])
     for depth in done.experiment.depths:
-        ours = done.rates(SHIPPED, "scratch", depth)
-        alone = done.rates("static, each depth alone", "scratch", depth) or done.rates(
-            "static, trained alone", "scratch", depth
-        )
-        changes = [ours[seed] / alone[seed] - 1 for seed in sorted(ours.keys() & alone.keys())]
-        if changes and depth >= full / 3:
+        if depth >= full / 3:
             what = f"{depth} layers, from scratch, against a static model of that depth"
-            rows.append([what, "+10 %", spread(changes, sign="+") + " %", verdict(changes, 0.1)])
-    return table(["our goal for DLD as shipped", "wanted", "here", "verdict"], rows) if rows else []
+            alone = STATIC if depth == full else "static, each depth alone"
+            rows += goal_row(done, what, alone, "scratch", depth, 0.1)
+    return table(["our goal for DLD as shipped", "wanted", "here", INTERVAL, "verdict"], rows) if rows else []
+
+
+def goal_row(done: Finished, what: str, reference: str, start: str, depth: int, wanted: float) -> list[list[str]]:
+    """One row of `goals_table`; none where nothing is finished that could be compared."""
+    changes = done.changes(SHIPPED, reference, start, depth)
+    if not changes:
+        return []
+    ours = [spread(changes, sign="+") + " %", done.interval(SHIPPED, reference, start, depth)]
+    return [[what, f"{100 * wanted:+.0f} %", *ours, verdict(changes, wanted)]]
 
 
 def times_table(done: Finished) -> list[str]:
