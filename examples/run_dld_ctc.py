@@ -18,7 +18,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -273,17 +273,22 @@ def make_processor(model_args: ModelArguments, data_args: DataArguments, train: 
 def model_from_config(model_config: dict[str, Any], processor: Any) -> Any:
     """A dynamic model with random weights."""
     model_class = DYNAMIC_CLASSES[model_config["model_type"]]
-    vocabulary = {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
     options = {name: value for name, value in model_config.items() if name != "model_type"}
-    return model_class(model_class.config_class(**{**options, **vocabulary}))
+    return model_class(model_class.config_class(**{**options, **vocabulary_of(processor)}))
+
+
+def vocabulary_of(processor: Any) -> dict[str, int]:
+    """What a new CTC head has to know of it."""
+    return {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
 
 
 def untrained_teacher(model_args: ModelArguments, processor: Any) -> Any:
     """The dynamic class at full depth, which computes what the stock class does, faster."""
     if model_args.teacher_start is None:
         return model_from_config(model_args.model_config, processor)
-    vocabulary = {"vocab_size": len(processor.tokenizer), "pad_token_id": processor.tokenizer.pad_token_id}
-    model = student_class(model_args.teacher_start).from_pretrained(model_args.teacher_start, **vocabulary)
+    model = student_class(model_args.teacher_start).from_pretrained(
+        model_args.teacher_start, **vocabulary_of(processor)
+    )
     if model_args.freeze_feature_encoder:
         model.freeze_feature_encoder()
     return model
@@ -303,7 +308,7 @@ def make_teacher(
     if (folder / "config.json").exists():
         logger.info("The teacher is trained already: %s", folder)
         return str(folder)
-    options = {name: value for name, value in vars(args).items() if name in CTC_OPTIONS}
+    options = {option.name: getattr(args, option.name) for option in fields(hf_dld.CTCTrainingArguments) if option.init}
     teacher_args = hf_dld.CTCTrainingArguments(
         **{
             **options,
@@ -313,8 +318,11 @@ def make_teacher(
             "max_steps": args.max_steps if isinstance(splits["train"], datasets.IterableDataset) else -1,
             "push_to_hub": False,
             "eval_strategy": "no",
+            "save_strategy": "steps" if args.save_strategy == "best" else args.save_strategy,
             "save_total_limit": 1,
             "load_best_model_at_end": False,
+            "metric_for_best_model": None,
+            "greater_is_better": None,
         }
     )
     model = untrained_teacher(model_args, processor)
@@ -328,20 +336,15 @@ def make_teacher(
     return str(folder)
 
 
-CTC_OPTIONS = (
-    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps weight_decay adam_beta1 "
-    "adam_beta2 max_grad_norm lr_scheduler_type warmup_steps seed data_seed logging_steps save_strategy save_steps "
-    "bf16 fp16 optim dataloader_num_workers dataloader_persistent_workers "
-    "train_sampling_strategy disable_tqdm use_cpu report_to torch_compile max_batch_seconds"
-).split()
-
-
 def load_teacher(teacher: str) -> Any:
     """The dynamic class at full depth where there is one, which computes what the stock class does, faster."""
     if teacher in ("self", "base"):
         return teacher
     model_type = AutoConfig.from_pretrained(teacher).model_type
-    return DYNAMIC_CLASSES.get(model_type, AutoModelForCTC).from_pretrained(teacher)
+    model = DYNAMIC_CLASSES.get(model_type, AutoModelForCTC).from_pretrained(teacher)
+    if model_type in DYNAMIC_CLASSES and not model.config.pruned_layers:
+        model.set_active_layers(None)  # whichever of them the checkpoint runs by default
+    return model
 
 
 def student_class(source: str) -> Any:
@@ -356,9 +359,11 @@ def make_student(model_args: ModelArguments, teacher: str | None, processor: Any
         return model_from_config(model_args.model_config, processor)
     source = model_args.student or teacher
     student, loading = student_class(source).from_pretrained(source, output_loading_info=True)
+    new_head = any(name.startswith("lm_head") for name in loading["missing_keys"])
+    if new_head:  # which says the teacher's tokens, whatever the encoder was trained to say
+        student = student_class(source).from_pretrained(source, **vocabulary_of(processor))
     if model_args.lora_r is None:
         return student
-    new_head = any(name.startswith("lm_head") for name in loading["missing_keys"])
     if new_head and teacher == "base":
         raise ValueError(f"{source} has no CTC head, so that it cannot teach: give a CTC checkpoint as teacher.")
     modules_to_save = ["lm_head"] if new_head else None
@@ -498,10 +503,13 @@ def main() -> None:
         student.freeze_feature_encoder()
     # what goes to the Hub is what comes out at the end, not the checkpoints
     student_args = replace(args, output_dir=f"{args.output_dir}/checkpoints", push_to_hub=False)
+    distils = max(args.kl_weight, args.kl_weight_end or 0.0) > 0 or teacher in ("self", "base")
+    if not distils:
+        student_args = replace(student_args, teacher_cache_dir=None)
     trainer = hf_dld.DLDTrainer(
         model=student,
         # held by the trainer alone, which lets it go once its posteriors are cached
-        teacher=load_teacher(teacher) if args.kl_weight > 0 or teacher in ("self", "base") else None,
+        teacher=load_teacher(teacher) if distils else None,
         args=student_args,
         train_dataset=splits["train"],
         **shared,

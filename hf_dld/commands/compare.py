@@ -9,7 +9,8 @@ DESCRIPTION = """Print a Markdown table of depth reports side by side.
   python -m hf_dld compare teacher/depth_report.json student/depth_report.json --plot compared.png
 
 Where two reports are about the same utterances, and the errors of each lie beside them (*.errors.npz, which `report`
-writes), a second table says at which depths they differ by more than chance (paired bootstrap).
+writes), a second table says at which depths they differ by more than chance (paired bootstrap); otherwise a line says
+why there is none.
 """
 
 
@@ -37,8 +38,12 @@ def run_compare(args: argparse.Namespace) -> None:
         if names.count(report.name) > 1:  # two selections of one model, or two folders of one name
             report.name = f"{report.name} ({path.parent.name}/{path.stem})"
     print(compare_markdown(reports))
-    if len(reports) == 2 and all(report.errors_file for report in reports):
-        differences = paired_differences(*args.reports)
-        print(paired_markdown(differences, reports[0].name, reports[1].name))
     if args.plot is not None:
         plot_depths(reports, args.plot, against=args.against)
+    if len(reports) == 2:
+        try:
+            differences = paired_differences(*args.reports)
+        except ValueError as error:
+            print(f"Whether they differ by more than chance cannot be said: {error}.")
+        else:
+            print(paired_markdown(differences, reports[0].name, reports[1].name))

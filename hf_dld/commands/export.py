@@ -66,8 +66,8 @@ def run_export(args: argparse.Namespace) -> None:
         check_free(folder)
     processor = load_processor(args.checkpoint)
     model = load_dynamic(args.checkpoint)
-    for depth in args.num_active_layers or []:
-        model.config.resolve_active_layers(num_active_layers=depth)
+    for depth in depths:
+        model.config.resolve_depth(depth)
     repositories: list[str | None] = [None] * len(depths)
     if args.push_to_hub:
         names = [f"{args.push_to_hub}-{depth}-layers" if several else args.push_to_hub for depth in depths]

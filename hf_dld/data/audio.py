@@ -34,9 +34,10 @@ def decode_audio(audio: Any, sampling_rate_hz: int) -> np.ndarray:
 
     Args:
         audio: what `datasets.Audio(decode=False)` gives (`{"path", "bytes"}`, bytes win), a path, the bytes of an audio
-            file, `{"array" or "raw", "sampling_rate"}`, or bare samples, which are taken to be at `sampling_rate_hz`.
-            Samples have shape `(samples,)`, `(samples, channels)` or `(channels, samples)`; the shorter axis is the
-            channels. Integer samples are scaled to [-1, 1).
+            file, `{"array" or "raw", "sampling_rate"}`, torchcodec's `AudioDecoder` (from `datasets.Audio()`, where
+            that is installed), or bare samples, which are taken to be at `sampling_rate_hz`. Samples have shape
+            `(samples,)`, `(samples, channels)` or `(channels, samples)`; the shorter axis is the channels. Integer
+            samples are scaled to [-1, 1).
         sampling_rate_hz: the wanted rate.
 
     Returns:
@@ -152,6 +153,9 @@ def _content(audio: Any, name: str) -> tuple[bytes | np.ndarray, int | None]:
         return audio, None
     if hasattr(audio, "__array__"):
         return _array(audio, name), None
+    if hasattr(audio, "get_all_samples"):
+        samples = audio.get_all_samples()
+        return _array(samples.data, name), samples.sample_rate
     raise _error(name, "not an audio object", f"a {type(audio).__name__}; load the dataset with Audio(decode=False)")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import FeatureExtractionMixin, ProcessorMixin
+from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedModel, ProcessorMixin
 
 from .audio import decode_audio
 
@@ -96,9 +96,14 @@ def extract_and_pad(
     return dict(batch)
 
 
+def on_model(batch: dict[str, torch.Tensor], model: PreTrainedModel) -> BatchFeature:
+    """What goes into a model on its device, and features, which extractors give as float32, in its dtype."""
+    return BatchFeature(batch).to(model.device, dtype=model.dtype)
+
+
 def pad_labels(labels: list[list[int] | None]) -> torch.Tensor:
     """Labels as a tensor of shape `(batch, tokens)`, padded with -100 and at least one token wide (for `ForCTC`)."""
-    rows = [torch.tensor(row or [], dtype=torch.long) for row in labels]
+    rows = [torch.as_tensor([] if row is None else row, dtype=torch.long) for row in labels]
     longest = max(1, *(len(row) for row in rows))
     padded = torch.full((len(rows), longest), IGNORED_LABEL)
     for target, row in zip(padded, rows, strict=True):

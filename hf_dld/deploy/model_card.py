@@ -205,14 +205,19 @@ def _eval_results(report: DepthReport, run: dict[str, Any], datasets: list[str],
 
 
 def _introduction(config: Any) -> str:
-    layers = config.num_hidden_layers
+    layers, present = config.num_hidden_layers, config.present_layers
+    which = f"any number of its {layers} encoder layers"
+    if config.pruned_layers:
+        which = (
+            f"layers {', '.join(map(str, present))} of its {layers} encoder layers; the others were left out (pruned)"
+        )
     text = (
         f"A {ARCHITECTURES[config.stock_config_class.model_type]} model for speech recognition (CTC) that runs with "
-        f"any number of its {layers} encoder layers, chosen when it is loaded or at any call. A skipped layer is the "
+        f"{which}{'' if config.pruned_layers else ', chosen when it is loaded or at any call'}. A skipped layer is the "
         "identity: it costs nothing, and each depth is exactly a smaller stock model of Transformers."
     )
     active = config.resolve_active_layers()
-    if len(active) < layers:
+    if len(active) < len(present):
         text += f"\n\nUnless told otherwise it runs {len(active)} of them: {', '.join(map(str, active))}."
     return text
 
@@ -238,9 +243,19 @@ def _facts(data: ModelCardData, run: dict[str, Any]) -> str:
 
 
 def _usage(config: Any, name: str, sampling_rate_hz: int | None) -> str:
-    depth = max(config.num_hidden_layers // 2, 1)
+    depths, total = config.present_depths(), config.num_hidden_layers
+    if depths:
+        argument, depth = "num_active_layers", depths[-1] if config.pruned_layers else max(total // 2, 1)
+        count = depth
+    else:  # pruned to layers that no count selects
+        argument, depth = "active_layers", list(config.present_layers)
+        count = len(depth)
+    other = ""
+    if depths and depths[0] != depth:
+        call = f'asr("audio.flac", num_active_layers={depths[0]})["text"]'
+        other = f"\nprint({call})  # {_count_layers(depths[0])}, this call only"
     rate = f"{sampling_rate_hz} Hz" if sampling_rate_hz else "the model's sampling rate"
-    dynamic_class = DYNAMIC_CLASSES[config.model_type]
+    dynamic_class, size = DYNAMIC_CLASSES[config.model_type], _count_layers(count)
     return f"""## Use
 
 With [hf_dld](#citations), from any audio file that soundfile reads:
@@ -249,9 +264,8 @@ With [hf_dld](#citations), from any audio file that soundfile reads:
 import hf_dld
 from transformers import pipeline
 
-asr = pipeline("automatic-speech-recognition", model="{name}", num_active_layers={depth})
-print(asr("audio.flac")["text"])  # {depth} of {config.num_hidden_layers} layers
-print(asr("audio.flac", num_active_layers=1)["text"])  # 1 layer, this call only
+asr = pipeline("automatic-speech-recognition", model="{name}", {argument}={depth})
+print(asr("audio.flac")["text"])  # {count} of {total} layers{other}
 ```
 
 Without hf_dld, by the code that this repository carries; here the samples have to be mono and at {rate}:
@@ -264,13 +278,13 @@ asr = pipeline(
     "automatic-speech-recognition",
     model="{name}",
     trust_remote_code=True,
-    model_kwargs={{"num_active_layers": {depth}}},
+    model_kwargs={{"{argument}": {depth}}},
 )
 samples, sampling_rate_hz = soundfile.read("audio.flac", dtype="float32")
 print(asr(samples)["text"])
 ```
 
-As a stock model of {depth} layers, a {dynamic_class.stock_class.__name__} which then needs neither hf_dld nor this
+As a stock model of {size}, a {dynamic_class.stock_class.__name__} which then needs neither hf_dld nor this
 repository's code:
 
 ```python
@@ -279,7 +293,7 @@ import hf_dld
 hf_dld.export_static("{name}", "static", {depth})
 ```
 
-As an ONNX file of {depth} layers, for onnxruntime alone (the export needs `pip install "hf_dld[onnx]"`):
+As an ONNX file of {size}, for onnxruntime alone (the export needs `pip install "hf_dld[onnx]"`):
 
 ```python
 import hf_dld
@@ -309,14 +323,19 @@ def _error_rates(
 
 
 def _layers(config: Any) -> str:
-    counts = range(1, config.num_hidden_layers + 1)
-    chosen = [config.resolve_active_layers(num_active_layers=count) for count in counts]
+    chosen = [config.resolve_active_layers(num_active_layers=count) for count in config.present_depths()]
     rows = [[str(len(layers)), ", ".join(map(str, layers))] for layers in chosen]
     return (
         "## Which layers run\n\n"
-        f"`layer_selection` is `{config.layer_selection}`: {SELECTIONS[config.layer_selection]} Counted from 0:\n\n"
+        f"`layer_selection` is `{config.layer_selection}`: {SELECTIONS[config.layer_selection]} Counted from 0"
+        + (f"; other counts need some of the pruned layers {config.pruned_layers}" if config.pruned_layers else "")
+        + ":\n\n"
         + _table(["active layers", "which"], rows)
     )
+
+
+def _count_layers(count: int) -> str:
+    return f"{count} layer" + "s" * (count > 1)
 
 
 def _training(config: Any, run: dict[str, Any]) -> str:
@@ -324,7 +343,7 @@ def _training(config: Any, run: dict[str, Any]) -> str:
         return "## Training\n\nUnknown: the arguments of the run are not stored beside this checkpoint."
     model, data, training = (run.get(part, {}) for part in ("model", "data", "training"))
     rows = [["method", _method(model, training)], ["student starts from", _start(model)]]
-    if training.get("kl_weight"):
+    if _has_teacher(training):
         teacher = "trained first, on the same data" if model.get("train_teacher") else model.get("teacher")
         teacher = "the weights under the adapters" if teacher == "base" else _public_name(teacher or "unknown")
         rows.append(["teacher", teacher])
@@ -346,8 +365,12 @@ def _training(config: Any, run: dict[str, Any]) -> str:
     return "## Training\n\n" + _table(["", ""], rows)
 
 
+def _has_teacher(training: dict[str, Any]) -> bool:
+    return bool(training.get("kl_weight") or training.get("kl_weight_end"))
+
+
 def _method(model: dict[str, Any], training: dict[str, Any]) -> str:
-    if not training.get("kl_weight"):
+    if not _has_teacher(training):
         return "layer dropping, without a teacher"
     if model.get("teacher") == "self":
         return "layer dropping; in each step the full depth teaches the drawn one"

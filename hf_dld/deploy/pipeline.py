@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.utils import httpx
 from transformers import AutomaticSpeechRecognitionPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.automatic_speech_recognition import rescale_stride
@@ -28,8 +29,8 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
 
     Threads may share a pipeline, each call with its own depth: nothing of a call stays in the pipeline or the model.
 
-    Audio is decoded with soundfile and resampled with soxr: paths, bytes, arrays and dicts at any sampling rate need
-    neither ffmpeg nor torchaudio.
+    Audio is decoded with soundfile and resampled with soxr: paths, URLs, bytes, arrays and dicts at any sampling rate
+    need neither ffmpeg nor torchaudio.
     """
 
     latency_model: LatencyModel | None = None
@@ -89,7 +90,9 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         return preprocess_params, forward_params, postprocess_params
 
     def preprocess(self, inputs: Any, **kwargs: Any) -> Any:
-        if self.is_dynamic and not (isinstance(inputs, str) and inputs.startswith(("http://", "https://"))):
+        if self.is_dynamic:
+            if isinstance(inputs, str) and inputs.startswith(("http://", "https://")):
+                inputs = httpx.get(inputs, follow_redirects=True).raise_for_status().content
             inputs = self.decode(inputs)
         yield from super().preprocess(inputs, **kwargs)
 
@@ -103,6 +106,8 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             audio_keys = ("raw", "array", "bytes", "path", "sampling_rate")
             decoded = {**{name: value for name, value in inputs.items() if name not in audio_keys}, **decoded}
             if "stride" in inputs:
+                if "sampling_rate" not in inputs:
+                    raise ValueError(f"stride={inputs['stride']} counts samples: give their sampling_rate with it")
                 ratio = rate_hz / inputs["sampling_rate"]
                 decoded["stride"] = tuple(round(samples * ratio) for samples in inputs["stride"])
         return decoded
@@ -125,7 +130,13 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         logits = self.model(inputs, attention_mask=mask, active_layers=active_layers).logits
         frame_lengths = self.model._get_feat_extract_output_lengths(mask.sum(-1))
         padding = torch.arange(logits.shape[1], device=logits.device) >= frame_lengths[:, None]
-        outputs = {"tokens": logits.argmax(-1).masked_fill(padding, self.model.config.pad_token_id)}
+        blank = self.model.config.pad_token_id
+        if self.type == "ctc_with_lm":
+            silence = torch.full_like(logits[0, 0], torch.finfo(logits.dtype).min)
+            silence[blank] = 0.0
+            outputs = {"logits": torch.where(padding[..., None], silence, logits)}
+        else:
+            outputs = {"tokens": logits.argmax(-1).masked_fill(padding, blank)}
         if stride is not None:
             strides = rescale_stride(stride if isinstance(stride, list) else [stride], 1 / self._align_to)
             outputs["stride"] = strides if isinstance(stride, list) else strides[0]
@@ -166,3 +177,5 @@ def register_pipeline() -> None:
         default=stock["default"],
         type=stock["type"],
     )
+    # or its save_pretrained would copy this file into checkpoints, as code that cannot run outside of this package
+    del DLDAutomaticSpeechRecognitionPipeline._registered_impl

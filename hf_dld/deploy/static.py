@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCTC, PreTrainedModel, ProcessorMixin
 
 from ..data import load_processor
+from ..data.collator import on_model
 from ..distill.batch_norm import reestimate_batch_norm
 from ..models import DYNAMIC_CLASSES
 from ..whole_files import whole_folder
@@ -69,7 +70,7 @@ def export_static(
     if batch_norm_batches is not None:
         model = copy.deepcopy(model)
         model.set_active_layers(layers)
-        reestimate_batch_norm(model, batch_norm_batches)
+        reestimate_batch_norm(model, (on_model(batch, model) for batch in batch_norm_batches))
     static = model.to_static(layers)
     written = False
     try:
@@ -89,6 +90,8 @@ def load_for_export(
     checkpoint: str | Path | PreTrainedModel, processor: ProcessorMixin | None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The dynamic model and the processor of what is to be exported; `ValueError` where one of them is missing."""
+    if hasattr(checkpoint, "get_base_model"):
+        raise ValueError("The model has adapters (PEFT): export what its merge_and_unload() returns.")
     if not isinstance(checkpoint, PreTrainedModel):
         processor = processor or load_processor(checkpoint)  # first, for it is missing more often and loads faster
         return load_dynamic(checkpoint), processor

@@ -288,7 +288,7 @@ class DLDTrainer(CTCTrainer):
             self.evaluated_depth = depth
             try:
                 output = super().evaluation_loop(
-                    dataloader, f"{description} ({depth} layers)", *args, metric_key_prefix=metric_key_prefix, **kwargs
+                    dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
                 )
             finally:
                 self.evaluated_depth = None

@@ -1,5 +1,6 @@
 """Arguments of the trainers: Transformers' own, with defaults that suit speech, and those of DLD and CoLLD."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from .layer_features import TARGETS
 from .losses import KL_DIRECTIONS
 from .posterior_cache import CACHE_DTYPES
 
+ERROR_METRIC = re.compile(r"(^|_)(loss|wer|cer)(_|$)")
 BATCH_NORM_POLICIES = ("frozen", "updated", "synchronized")
 COLLD_OBJECTIVES = ("info_nce", "l1_cosine")
 
@@ -50,6 +52,9 @@ class SpeechTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # Transformers takes any name that does not end in "loss" for something to be maximised: eval_loss_6, eval_wer
+        if self.greater_is_better is None and ERROR_METRIC.search(self.metric_for_best_model or ""):
+            self.greater_is_better = False
         super().__post_init__()
         load_whole_models()
         self.enable_jit_checkpoint = False  # the trainers do more on SIGTERM, always: see `faults`

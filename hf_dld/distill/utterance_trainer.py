@@ -10,9 +10,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import seed_worker
+from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
+from transformers.trainer_utils import has_length, seed_worker
 from transformers.utils import logging
 
 from ..data.audio import AudioError
@@ -125,18 +124,36 @@ class UtteranceTrainer(ResumableTrainer, ABC):
         return self.accelerator.prepare(loader)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            # the stock one draws from each process's own random state: from the second epoch on, processes would
-            # deal from different orders, hearing some utterances twice and others never
-            return SeededLengthGroupedSampler(
-                sampler.batch_size * self.args.world_size,  # the order is that of the global batch, however it is split
-                # it looks at each length several times an epoch, and a column of `datasets` reads every time: 1 ms
-                lengths=list(sampler.lengths),
-                seed=self.data_seed,
-                epoch=self.present_epoch,
+        args, dataset = self.args, train_dataset if train_dataset is not None else self.train_dataset
+        if args.train_sampling_strategy != "group_by_length" or dataset is None or not has_length(dataset):
+            return super()._get_train_sampler(train_dataset)
+        # the stock one draws from each process's own random state: from the second epoch on, processes would deal from
+        # different orders, hearing some utterances twice and others never
+        return SeededLengthGroupedSampler(
+            # the order is that of the global batch, however it is split
+            args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            lengths=self.read_lengths(dataset),
+            seed=self.data_seed,
+            epoch=self.present_epoch,
+        )
+
+    def read_lengths(self, dataset: Any) -> list[int]:
+        """The column that `args.length_column_name` names; `ValueError` if there is none."""
+        name = self.args.length_column_name
+        columns = getattr(dataset, "column_names", None) or dataset[0].keys()
+        if name not in columns:
+            raise ValueError(
+                f"train_sampling_strategy='group_by_length' needs the column {name}, which prepare_dataset adds; there "
+                f"are: {[*columns]}. Or choose train_sampling_strategy='random'."
             )
-        return sampler
+        if isinstance(dataset, datasets.Dataset):
+            return list(dataset[name])  # looked at several times an epoch, and a column reads every time: 1 ms
+        return [example[name] for example in dataset]
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        """In the dataset's order, so that predictions can be laid beside it: the stock one groups by length too."""
+        in_order = eval_dataset is not None and has_length(eval_dataset) and self.args.world_size <= 1
+        return SequentialSampler(eval_dataset) if in_order else None
 
     def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> DataLoader:
         if description == "Training":

@@ -14,9 +14,10 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..data import DataCollatorCTC
+from ..data.collator import on_model
 
 COST_POLICY = (
     "latency: seconds of one forward pass of one utterance (features in, logits out) of this dataset's lengths; the "
@@ -60,11 +61,11 @@ def count_gmac_per_s(
     return [(rest + depth * layer) / 2 / 1e9 / audio_s for depth in num_active_layers]
 
 
-def noise_batch(model: PreTrainedModel, processor: ProcessorMixin, num_samples: int) -> dict[str, torch.Tensor]:
+def noise_batch(model: PreTrainedModel, processor: ProcessorMixin, num_samples: int) -> BatchFeature:
     """One utterance of noise as the model takes it, on its device: what is said does not change what it costs."""
     noise = np.random.default_rng(0).standard_normal(num_samples).astype(np.float32)
     batch = DataCollatorCTC(processor)([{"audio": noise, "labels": []}])
-    return {name: batch[name].to(model.device) for name in batch if name not in ("labels", "input_lengths")}
+    return on_model({name: batch[name] for name in batch if name not in ("labels", "input_lengths")}, model)
 
 
 def forward_seconds(model: PreTrainedModel, batch: dict[str, torch.Tensor], active_layers: Sequence[int]) -> float:

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data import DataCollatorCTC, decode_labels
+from ..data.collator import on_model
 from ..whole_files import whole_file
 from .batches import batch_policy, example_batches
 from .layer_sets import run_layer_sets
@@ -116,7 +117,8 @@ def count_at_depths(
     first = counts.done // batch_size if isinstance(dataset, datasets.Dataset) else 0
     start = first * batch_size
     for examples in example_batches(dataset, batch_size, first, rank, num_processes):
-        references = [decode_labels(tokenizer, example["labels"] or []) for example in examples]
+        labels = [[] if example["labels"] is None else example["labels"] for example in examples]
+        references = [decode_labels(tokenizer, tokens) for tokens in labels]
         rows = _utterance_rows(examples, references)
         stored = counts.utterances.read(start, len(rows))
         if not np.array_equal(stored, rows[: len(stored)]):
@@ -128,9 +130,8 @@ def count_at_depths(
             batch = collate(examples)
             batch.pop("labels")
             frames = model._get_feat_extract_output_lengths(batch.pop("input_lengths"))
-            batch = {key: tensor.to(model.device) for key, tensor in batch.items()}
             with torch.inference_mode():
-                hidden_states, layer_inputs = model.before_layers(**batch)
+                hidden_states, layer_inputs = model.before_layers(**on_model(batch, model))
                 for layers, output in run_layer_sets(model, hidden_states, layer_inputs, pending):
                     tokens = model.ctc_logits(output).argmax(-1).cpu()
                     texts = [tokenizer.decode(row[:length]) for row, length in zip(tokens, frames, strict=True)]

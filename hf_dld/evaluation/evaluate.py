@@ -57,7 +57,7 @@ def evaluate_depths(
         model: a dynamic model, or a `PeftModel` around one; left at the depth and in the mode that it came in.
         dataset: as `hf_dld.data.prepare_dataset` returns it, streaming or not.
         processor: the model's own.
-        depths: numbers of active layers, 1 to the model's layers; all of them when None.
+        depths: numbers of active layers, 1 to the model's layers; when None, all of them that were not pruned.
         selection: how a count becomes layers: `"even"`, `"first"` or `"schedule"`; the model's own when None.
             `"random"`: rates are means over random subsets of layers.
         draws: distinct random subsets for a depth, fewer where there are not so many.
@@ -79,6 +79,9 @@ def evaluate_depths(
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()  # of a PeftModel: the adapters are in it
+    selection = selection or model.config.layer_selection
+    if depths is None and selection in LAYER_SELECTIONS:
+        depths = model.config.present_depths(selection)
     depths = _check_depths(depths, model.config.num_hidden_layers)
     for argument, value, least in (
         ("draws", draws, 1),
@@ -87,7 +90,6 @@ def evaluate_depths(
     ):
         if value < least:
             raise ValueError(f"{argument}={value!r} must be at least {least}")
-    selection = selection or model.config.layer_selection
     layer_sets = {depth: choose_layer_sets(model.config, depth, selection, draws, seed) for depth in depths}
     was_training = model.training
     model.eval()

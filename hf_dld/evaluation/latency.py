@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..data.collator import on_model
 from ..models.depth import check_num_active_layers
 from .cost import describe_conditions, forward_seconds
 
@@ -120,8 +121,9 @@ def _measure_points(model: PreTrainedModel, points: list[tuple[int, float]], sam
                 continue
             if turn < 0 and audio_s != points[0][1]:
                 continue
-            samples = torch.randn(1, round(audio_s * sampling_rate_hz), generator=generator).to(model.device)
-            batch = {model.main_input_name: samples, "attention_mask": torch.ones_like(samples, dtype=torch.long)}
+            samples = torch.randn(1, round(audio_s * sampling_rate_hz), generator=generator)
+            mask = torch.ones_like(samples, dtype=torch.long)
+            batch = on_model({model.main_input_name: samples, "attention_mask": mask}, model)
             layers = model.config.resolve_active_layers(num_active_layers=depth)
             taken = forward_seconds(model, batch, layers)
             if turn >= 0:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from ..data import DataCollatorCTC
+from ..data.collator import on_model
 from ..data.vocabulary import decode_labels
 from ..distill.losses import ctc_loss, kl_loss
 from .metrics import count_errors
@@ -172,8 +173,7 @@ class LayerSetScorer:
         batch = self.collate([self.dataset[index] for index in indices])
         labels = batch.pop("labels")
         frames = self.model._get_feat_extract_output_lengths(batch.pop("input_lengths"))
-        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        hidden_states, layer_inputs = self.model.before_layers(**batch)
+        hidden_states, layer_inputs = self.model.before_layers(**on_model(batch, self.model))
         self.cost.feature_encoder_calls += 1
         logits = None
         if self.objective == "kl":

@@ -93,7 +93,8 @@ def search_depth_schedule(
     feature encoder runs once for each batch that fits into `cache_gb`, else up to N times. `cost` holds what was run.
 
     Args:
-        model: a dynamic CTC model; neither its weights nor its configuration change (see `DepthSchedule.apply_to`).
+        model: a dynamic CTC model, or a `PeftModel` around one; neither its weights nor its configuration change (see
+            `DepthSchedule.apply_to`).
         dataset: development data that training has not seen, as `hf_dld.data.prepare_dataset` returns it.
         processor: the model's own.
         objective: `"ctc"` (loss), `"kl"` (to the full depth; needs no transcripts) or `"wer"`, see `LayerSetScorer`.
@@ -111,6 +112,8 @@ def search_depth_schedule(
     """
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1; got {beam_size!r}.")
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # of a PeftModel: the adapters are in it
     options = {"max_utterances": max_utterances, "seed": seed, "batch_size": batch_size}
     scorer = LayerSetScorer(model, dataset, processor, objective, cache_gb=cache_gb, **options)
     num_layers = len(scorer.full_depth)

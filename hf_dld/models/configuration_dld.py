@@ -20,6 +20,8 @@ from .depth import (
 
 _DEPTH_FIELDS = ("num_active_layers", "active_layers", "layer_selection", "depth_schedule", "pruned_layers")
 
+DEPTH_ARGUMENTS = ("num_active_layers", "active_layers", "layer_selection", "depth_schedule", "prune_inactive_layers")
+
 VERSION = "0.1.0"
 """The version of hf_dld, here because this file travels inside checkpoints; stored in their config.json."""
 
@@ -55,6 +57,19 @@ class DynamicDepthConfigMixin:
     def present_layers(self) -> tuple[int, ...]:
         """Ascending 0-based indices of the encoder layers that were not pruned."""
         return tuple(index for index in range(self.num_hidden_layers) if index not in (self.pruned_layers or ()))
+
+    def present_depths(self, layer_selection: str | None = None) -> tuple[int, ...]:
+        """The numbers of layers of which none was pruned: all from 1 on, unless some were.
+
+        Args:
+            layer_selection: how a count becomes layers; this configuration's own when None.
+        """
+        selection, total = layer_selection or self.layer_selection, self.num_hidden_layers
+        return tuple(
+            depth
+            for depth in range(1, total + 1)
+            if set(select_layers(depth, total, selection, self.depth_schedule)) <= set(self.present_layers)
+        )
 
     def prune_inactive_layers(self) -> None:
         """Leave out, in the models made from this configuration, the layers that it does not run."""
@@ -115,6 +130,14 @@ class DynamicDepthConfigMixin:
         if config_dict.get("model_type") == cls.stock_config_class.model_type:
             config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, **depth: Any) -> Any:
+        """A dynamic configuration with the fields of another one, stock or dynamic, and with `DEPTH_ARGUMENTS`."""
+        fields = {**config.to_dict(), "model_type": cls.model_type}
+        # a stock model leaves "eager" in its configuration where it has nothing better
+        attention = config._attn_implementation if isinstance(config, cls) else None
+        return cls.from_dict(fields, attn_implementation=attention, **depth)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -1,6 +1,5 @@
 """What the dynamic models share: the encoder loop that obeys a set of active layers, and the model's own setting."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from .configuration_dld import DEPTH_ARGUMENTS
 from .loading import check_loading, explained_errors
 
 
@@ -118,10 +118,10 @@ class DynamicDepthModelMixin:
             ValueError: an impossible depth.
         """
         if isinstance(config, PreTrainedConfig):
-            # no configuration is loaded, which would take this argument as it takes the depth
-            if kwargs.pop("prune_inactive_layers", False):
-                config = copy.deepcopy(config)
-                config.prune_inactive_layers()
+            # no configuration is loaded, which would take the depth and make a dynamic one of a stock one
+            depth = {name: kwargs.pop(name) for name in DEPTH_ARGUMENTS if name in kwargs}
+            if depth or type(config) is cls.config_class.stock_config_class:
+                config = cls.config_class.from_config(config, **depth)
         checkpoint, subfolder = pretrained_model_name_or_path, kwargs.get("subfolder", "")
         with explained_errors(checkpoint, subfolder, pickle_refused=use_safetensors is None):
             model, loading = super().from_pretrained(
@@ -237,6 +237,10 @@ class DynamicDepthModelMixin:
             The stock class that belongs to this one (`DLDWavLMForCTC`: `WavLMForCTC`), in this model's mode and dtype.
         """
         layers = self.config.resolve_depth(active_layers)
+        if getattr(self, "peft_config", None):
+            raise ValueError(
+                "The model has adapters (PEFT), which no stock model has: merge them into its weights first."
+            )
         state_dict = renumber_layers(self.state_dict(), layers)
         config = self.config.to_static(len(layers))
         model, loading = self.stock_class.from_pretrained(

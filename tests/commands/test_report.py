@@ -65,6 +65,9 @@ def test_report_and_compare(report, checkpoint, tmp_path, capsys):
     second.write_text(json.dumps({**values, "errors_file": None}))
     main(["compare", str(checkpoint / "depth_report.json"), str(second)])
     assert "difference" not in capsys.readouterr().out
+    second.write_text(json.dumps({**values, "errors_file": "gone.npz"}))  # as it comes from the Hub
+    main(["compare", str(checkpoint / "depth_report.json"), str(second), "--plot", str(tmp_path / "again.svg")])
+    assert "cannot be said: " in capsys.readouterr().out and (tmp_path / "again.svg").exists()
 
 
 def test_careless_arguments(report, corpus, tmp_path):

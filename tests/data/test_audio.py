@@ -1,10 +1,12 @@
 import io
 import os
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +16,16 @@ from hf_dld.data.audio import AudioError, decode_audio
 
 def tone(rate_hz: int, duration_s: float = 1.0, frequency_hz: float = 440.0) -> np.ndarray:
     return np.sin(2 * np.pi * frequency_hz * np.arange(round(rate_hz * duration_s)) / rate_hz).astype(np.float32)
+
+
+class AudioDecoder:
+    """As much of torchcodec's as is used: its samples are a tensor (channels, samples)."""
+
+    def __init__(self, samples: np.ndarray, rate_hz: int):
+        self.samples = SimpleNamespace(data=torch.tensor(samples)[None], sample_rate=rate_hz)
+
+    def get_all_samples(self) -> SimpleNamespace:
+        return self.samples
 
 
 def test_every_form_of_the_same_audio_gives_the_same_samples(write_audio):
@@ -30,6 +42,7 @@ def test_every_form_of_the_same_audio_gives_the_same_samples(write_audio):
         samples,
         samples[:, None],
         samples[None, :],
+        AudioDecoder(samples, rate_hz),
     ]
     for form in forms:
         decoded = decode_audio(form, 16_000)

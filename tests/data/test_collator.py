@@ -4,7 +4,7 @@ import torch
 from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
 
 from hf_dld.data.audio import AudioError, decode_audio
-from hf_dld.data.collator import DataCollatorCoLLD, DataCollatorCTC
+from hf_dld.data.collator import DataCollatorCoLLD, DataCollatorCTC, pad_labels
 from hf_dld.data.vocabulary import build_character_processor
 
 TEXTS = ["HELLO", "WORLD"]
@@ -72,6 +72,12 @@ def test_a_file_that_went_missing_is_named(examples):
     examples[0]["audio"] = {"path": "gone.wav", "bytes": None}
     with pytest.raises(AudioError, match="gone.wav: no such file"):
         DataCollatorCTC(build_character_processor(TEXTS))(examples)
+
+
+@pytest.mark.parametrize("form", [np.array, torch.tensor, tuple])
+def test_labels_in_any_form(form):
+    batch = pad_labels([form([3, 4]), form([0]), None, []])
+    assert batch.tolist() == [[3, 4], [0, -100], [-100, -100], [-100, -100]]
 
 
 def test_examples_without_labels_are_not_taken_for_untranscribed(examples):

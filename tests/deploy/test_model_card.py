@@ -364,6 +364,24 @@ def test_the_depth_that_is_set_is_told(tmp_path):
     assert "Unless told otherwise it runs 2 of them: 1, 3." in str(make_model_card(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("depth", "used", "table"),
+    [
+        ({"num_active_layers": 2}, "num_active_layers=2", ["| 1 | 0 |", "| 2 | 0, 3 |"]),
+        ({"active_layers": [1, 2]}, "active_layers=[1, 2]", []),
+    ],
+)
+def test_a_pruned_checkpoint(depth, used, table, tmp_path):
+    save(tmp_path / "whole")
+    model = hf_dld.DLDWavLMForCTC.from_pretrained(tmp_path / "whole", prune_inactive_layers=True, **depth)
+    folder = tmp_path / "lean"
+    model.save_pretrained(folder)
+    card = str(make_model_card(folder))
+    assert f'model="lean", {used})' in card and "2 of 4 layers" in card and "the others were left out (pruned)" in card
+    layers = card.split("## Which layers run")[1].split("##")[0]
+    assert [line for line in layers.splitlines() if line.startswith("| ") and line[2].isdigit()] == table
+
+
 def test_the_command(tmp_path, capsys):
     folder = save(tmp_path / "tiny")
     main(["card", str(folder), "--repo_id", "me/tiny", "--language", "en", "--datasets", "them/a", "them/b"])

@@ -1,9 +1,13 @@
 """The pipeline: the depth of a model, of a pipeline and of a call; any audio; stock models as they always were."""
 
+import functools
 import io
 import runpy
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from conftest import NUM_LAYERS, make_dynamic, make_stock
+from huggingface_hub.utils import httpx
 from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
 import hf_dld
@@ -70,7 +75,22 @@ def test_batches(checkpoints, samples):
     assert [out["text"] for out in recognise(clips, batch_size=3)] == alone
 
 
-def test_any_audio_without_ffmpeg_or_torchaudio(checkpoints, samples, tmp_path):
+@pytest.fixture
+def serve():
+    """Serves a folder by HTTP on this machine and returns its address."""
+    with ExitStack() as servers:
+
+        def serve_folder(folder):
+            handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+            server = servers.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            servers.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield serve_folder
+
+
+def test_any_audio_without_ffmpeg_or_torchaudio(checkpoints, samples, tmp_path, serve):
     recognise = pipeline(TASK, model=str(checkpoints / "dynamic"), num_active_layers=2)
     stereo = np.stack([samples, samples], axis=1)
     path = tmp_path / "talk.wav"
@@ -84,12 +104,15 @@ def test_any_audio_without_ffmpeg_or_torchaudio(checkpoints, samples, tmp_path):
         {"raw": samples, "sampling_rate": 44_100},
         {"array": samples, "sampling_rate": 44_100, "path": None},
         {"bytes": None, "path": str(path)},
+        serve(tmp_path) + "/talk.wav",
     ):
         assert recognise(audio)["text"] == expected
+    with pytest.raises(httpx.HTTPStatusError, match="404"):
+        recognise(serve(tmp_path) + "/gone.wav")
     assert recognise(torch.tensor(samples))["text"] == recognise(samples)["text"]
 
 
-def test_timestamps_and_chunks(checkpoints, samples):
+def test_timestamps_and_chunks(checkpoints, samples, tmp_path):
     recognise = pipeline(TASK, model=str(checkpoints / "dynamic"))
     for depth in (1, NUM_LAYERS):
         out = recognise(samples, num_active_layers=depth, return_timestamps="char")
@@ -98,6 +121,38 @@ def test_timestamps_and_chunks(checkpoints, samples):
         assert recognise(samples, num_active_layers=depth, chunk_length_s=4)["text"] == out["text"]
         stride = {"raw": samples, "sampling_rate": 16_000, "stride": (0, 0)}
         assert recognise(stride, num_active_layers=depth)["text"] == out["text"]
+
+    soundfile.write(tmp_path / "talk.wav", samples, 16_000)
+    with pytest.raises(ValueError, match=r"stride=\(0, 0\) counts samples: give their sampling_rate"):
+        recognise({"path": str(tmp_path / "talk.wav"), "stride": (0, 0)})
+
+
+@pytest.mark.parametrize("model", ["dynamic", "stock"])
+def test_a_saved_pipeline_loads_again(checkpoints, samples, tmp_path, model):
+    recognise = pipeline(TASK, model=str(checkpoints / model))
+    recognise.save_pretrained(tmp_path)
+    assert not (tmp_path / "pipeline.py").exists() and "custom_pipelines" not in (tmp_path / "config.json").read_text()
+    assert pipeline(TASK, model=str(tmp_path))(samples) == recognise(samples)
+
+
+class Beams:
+    """Stands for a language model decoder of pyctcdecode: the best path of what it is given."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def decode_beams(self, logits):
+        return [(self.processor.decode(logits.argmax(-1)), None, [])]
+
+
+def test_decoding_with_a_language_model(checkpoints, samples):
+    folder = str(checkpoints / "dynamic")
+    decoder = Beams(AutoProcessor.from_pretrained(folder))
+    recognise, plain = pipeline(TASK, model=folder, decoder=decoder), pipeline(TASK, model=folder)
+    clips = [samples, samples[:7000], samples[:15_000]]
+    expected = [plain(clip, num_active_layers=2) for clip in clips]
+    assert [recognise(clip, num_active_layers=2) for clip in clips] == expected
+    assert recognise(list(clips), num_active_layers=2, batch_size=3) == expected
 
 
 def test_stock_models_are_as_before(checkpoints, samples):

@@ -5,9 +5,10 @@ import pytest
 import soundfile
 import torch
 from conftest import NUM_LAYERS, make_dynamic, make_stock
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-from hf_dld import build_character_processor
+from hf_dld import build_character_processor, lora_config
 from hf_dld.__main__ import main
 from hf_dld.deploy import export_static
 from hf_dld.distill.batch_norm import reestimate_batch_norm
@@ -102,6 +103,13 @@ def test_what_is_refused(tmp_path, processor):
         export_static(model, out, 2)
     with pytest.raises(ValueError, match="Only a dynamic model has depths to export, and WavLMForCTC is not one"):
         export_static(make_stock("wavlm"), out, 2, processor=processor)
+    adapted = get_peft_model(make_dynamic("wavlm"), lora_config(model, r=2))
+    with pytest.raises(ValueError, match=r"has adapters \(PEFT\): export what its merge_and_unload\(\) returns"):
+        export_static(adapted, out, 2, processor=processor)
+    with pytest.raises(ValueError, match=r"The model has adapters \(PEFT\), which no stock model has: merge them"):
+        loaded = make_dynamic("wavlm")
+        loaded.add_adapter(lora_config(model, r=2))
+        loaded.to_static(2)
     assert not out.exists()
     out.mkdir()
     (out / "thesis.tex").touch()
@@ -129,6 +137,16 @@ def test_command_writes_and_uploads_several_depths(checkpoint, tmp_path, capsys,
         with pytest.raises(ValueError, match="1_layers is there already|integer from 1 to 4.*got 13"):
             main(wrong)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_command_refuses_before_it_makes_a_repository(checkpoint, tmp_path, hub):
+    before = set(hub.repositories)
+    with pytest.raises(ValueError, match=r"active_layers must be strictly ascending.*got \[3, 1\]"):
+        main(
+            ["export", str(checkpoint), "--active_layers", "3", "1", "--output", str(tmp_path / "out")]
+            + ["--push_to_hub", "me/exported"]
+        )
+    assert set(hub.repositories) == before
 
 
 def test_command_re_estimates_batch_norm(checkpoint, tmp_path):

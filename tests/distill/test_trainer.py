@@ -497,6 +497,37 @@ def test_model_card(tmp_path, processor, dataset):
     assert card_file.read_text() == card, "hf_dld's own card stays"
 
 
+@pytest.mark.parametrize("batch_eval_metrics", [False, True])
+def test_predictions_are_in_the_order_of_the_dataset(tmp_path, processor, dataset, batch_eval_metrics):
+    options = {"train_sampling_strategy": "group_by_length", "eval_depths": [2, 4]}
+    trainer = make_trainer(tmp_path, processor, dataset, **options)
+    trainer.args.batch_eval_metrics = batch_eval_metrics
+    trainer.compute_metrics = lambda prediction, compute_result=True: {}
+    predicted = trainer.predict(trainer.eval_dataset)
+    labels = [row["labels"] for row in trainer.eval_dataset]
+    assert [[token for token in row if token >= 0] for row in predicted.label_ids.tolist()] == labels
+    assert len(predicted.predictions) == len(labels)
+
+
+def test_lengths_come_from_the_examples(tmp_path, processor, dataset):
+    grouped = {"train_sampling_strategy": "group_by_length"}
+    sampler = make_trainer(tmp_path, processor, dataset, **grouped)._get_train_sampler()
+    assert list(sampler.lengths) == [row["input_length"] for row in dataset]
+    assert sorted(sampler) == list(range(len(dataset)))
+    bare = [{"audio": row["audio"], "labels": row["labels"]} for row in dataset]
+    with pytest.raises(ValueError, match="group_by_length' needs the column input_length, .*are: .'audio', 'labels'"):
+        make_trainer(tmp_path, processor, bare, **grouped).train()
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("loss", False), ("eval_loss_6", False), ("wer_mean", False), ("cer", False), ("accuracy", True)],
+)
+def test_fewer_errors_are_better(tmp_path, metric, greater):
+    assert arguments(tmp_path, metric_for_best_model=metric).greater_is_better is greater
+    assert arguments(tmp_path, metric_for_best_model=metric, greater_is_better=True).greater_is_better is True
+
+
 def test_grouping_by_length_does_not_read_the_dataset(tmp_path, processor, dataset):
     rows = [{**example, "audio": None} for example in dataset]
     options = {"train_sampling_strategy": "group_by_length"}

@@ -207,6 +207,7 @@ def test_a_pruned_model(dataset, processor, tmp_path):
     whole.config.depth_schedule, whole.config.layer_selection = SCHEDULE, "schedule"
     expected, found = (evaluate_depths(model, dataset, processor, [1, 2], **UNTIMED) for model in (whole, pruned))
     assert found == expected
+    assert evaluate_depths(pruned, dataset, processor, **UNTIMED) == found, "by default, all depths that are there"
     with pytest.raises(ValueError, match=r"were pruned when the model was loaded"):
         evaluate_depths(pruned, dataset, processor, [3], **UNTIMED)
 
@@ -244,6 +245,12 @@ def test_costs(dataset, processor):
     assert one.gmac_per_s < four.gmac_per_s and one.memory_mb < four.memory_mb
     assert report.conditions["threads"] == 1 and report.conditions["dtype"] == "float32"
     assert "3 forward passes at each depth" in report.to_markdown()
+
+
+def test_half_precision(dataset, processor):
+    model = make_dynamic("wavlm-stable").to(torch.bfloat16)
+    report = evaluate_depths(model, dataset, processor, [2], timed_utterances=2)
+    assert report.conditions["dtype"] == "bfloat16" and report.rows[0].latency_p50_s > 0
 
 
 def test_paired_differences(make_dataset, processor, tmp_path):

@@ -1,6 +1,7 @@
 """The latency model: what it says, and that it is fitted to what was measured."""
 
 import pytest
+import torch
 from conftest import NUM_LAYERS, make_dynamic
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,8 +60,9 @@ def test_calibration_finds_what_a_device_takes(total, monkeypatch):
     assert model.training
 
 
-def test_calibration_of_a_real_model():
-    model = make_dynamic("conformer-relative")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_calibration_of_a_real_model(dtype):
+    model = make_dynamic("wavlm-stable").to(dtype)
     fitted = calibrate_latency(model, max_audio_s=1.0)
     assert fitted.num_hidden_layers == NUM_LAYERS and fitted.conditions["threads"] == 1
     assert fitted.predict(2, 0.5) > 0

@@ -9,9 +9,10 @@ import torch
 from conftest import NUM_LAYERS, VARIANTS, make_dynamic, make_stock, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import get_peft_model
 from torch import nn
 
-from hf_dld import DataCollatorCTC, build_character_processor, search_depth_schedule
+from hf_dld import DataCollatorCTC, build_character_processor, lora_config, search_depth_schedule
 from hf_dld.data import decode_labels
 from hf_dld.distill.losses import ctc_loss, kl_loss
 from hf_dld.evaluation import DepthSchedule, LayerSetScorer, count_errors, run_layer_sets
@@ -206,6 +207,16 @@ def test_schedule_becomes_the_default_choice_of_a_checkpoint(dataset, batch, tmp
         (tmp_path / "schedule.json").write_text(content)
         with pytest.raises(ValueError, match="schedule.json holds no depth schedule: "):
             DepthSchedule.from_json(tmp_path / "schedule.json")
+
+
+@pytest.mark.parametrize("objective", ["ctc", "kl", "wer"])
+def test_half_precision_and_adapters(objective, dataset):
+    model = make_dynamic("wavlm-stable")
+    expected = search_depth_schedule(model, dataset, PROCESSOR, objective)
+    adapted = get_peft_model(model, lora_config(model, r=2))
+    assert search_depth_schedule(adapted, dataset, PROCESSOR, objective) == expected, "adapters start without effect"
+    half = search_depth_schedule(make_dynamic("wavlm-stable").to(torch.bfloat16), dataset, PROCESSOR, objective)
+    assert [len(layers) for layers in half.layers] == list(range(1, NUM_LAYERS + 1))
 
 
 def test_sample_is_seeded(dataset):

@@ -187,6 +187,33 @@ def test_a_given_teacher_and_student(run, corpus, tmp_path):
     assert not student.lm_head.weight.equal(teacher.lm_head.weight)
 
 
+def test_a_student_without_a_head_learns_the_teacher_s_tokens(run, tmp_path):
+    processor = hf_dld.build_character_processor(["low mid high"])
+    teacher = make_dynamic("wavlm-stable", vocab_size=len(processor.tokenizer), conv_stride=(5, 8, 4))
+    teacher.set_active_layers(1)
+    for name, model in (("teacher", teacher), ("encoder", make_dynamic("wavlm-stable", conv_stride=(5, 8, 4)).wavlm)):
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    options = {"train_teacher": None, "model_config": None, "max_steps": 1, "student": str(tmp_path / "encoder")}
+    output = run(**options, teacher=str(tmp_path / "teacher"))
+    assert hf_dld.DLDWavLMForCTC.from_pretrained(output).config.vocab_size == len(processor.tokenizer)
+    loaded = runpy.run_path(SCRIPT)["load_teacher"](str(tmp_path / "teacher"))
+    assert loaded.num_active_layers == loaded.config.num_hidden_layers, "a teacher teaches what its full depth says"
+
+
+def test_settings_that_belong_together_reach_the_teacher_together(run, tmp_path):
+    """And without KL, a cache for posteriors is of no use, but no mistake."""
+    schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}
+    best = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "metric_for_best_model": "wer_mean"}
+    output = run(kl_weight=0.0, teacher_cache_dir=str(tmp_path / "cache"), max_steps=1, **schedule, **best)
+    assert (output / "model.safetensors").exists() and not (tmp_path / "cache").exists()
+
+
+def test_kl_that_begins_at_nothing(run):
+    output = run(kl_weight=0.0, kl_weight_end=1.0, max_steps=2)
+    assert "| teacher | trained first, on the same data |" in (output / "README.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A stock CTC checkpoint with its processor: what LoRA starts from. And beside it one without a head."""

@@ -115,6 +115,7 @@ def test_every_way_in(variant, tmp_path, batch):
         AutoModelForCTC.from_pretrained(tmp_path / "sharded", **depth),
         type(whole).from_pretrained(tmp_path / "stock", **depth),
         type(whole).from_pretrained(tmp_path / "stock", config=config, prune_inactive_layers=True),
+        type(whole).from_pretrained(tmp_path / "stock", config=stock.config, **depth),
         pipeline("automatic-speech-recognition", model=str(tmp_path / "sharded"), model_kwargs=depth).model,
         type(whole)(type(whole.config)(**{**config.to_dict(), "pruned_layers": [1, 2]})).eval(),
     ]
