@@ -256,7 +256,9 @@ def draw(done: Finished, path: Path) -> bool:
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("word error rate (%), mean and range over seeds")
     axes[0][0].set_ylim(bottom=0)
-    axes[0][-1].legend(frameon=False, fontsize=8)
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
+    shown = [method for method in done.experiment.shown if method in lines]
+    axes[0][-1].legend([lines[method] for method in shown], shown, frameon=False, fontsize=8)
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(suffix), dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
     return True

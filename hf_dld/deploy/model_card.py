@@ -256,6 +256,7 @@ def _usage(config: Any, name: str, sampling_rate_hz: int | None) -> str:
         other = f"\nprint({call})  # {_count_layers(depths[0])}, this call only"
     rate = f"{sampling_rate_hz} Hz" if sampling_rate_hz else "the model's sampling rate"
     dynamic_class, size = DYNAMIC_CLASSES[config.model_type], _count_layers(count)
+    remote = _remote_code_usage(name, f'{{"{argument}": {depth}}}', rate) if getattr(config, "auto_map", None) else ""
     return f"""## Use
 
 With [hf_dld](#citations), from any audio file that soundfile reads:
@@ -268,23 +269,7 @@ asr = pipeline("automatic-speech-recognition", model="{name}", {argument}={depth
 print(asr("audio.flac")["text"])  # {count} of {total} layers{other}
 ```
 
-Without hf_dld, by the code that this repository carries; here the samples have to be mono and at {rate}:
-
-```python
-import soundfile
-from transformers import pipeline
-
-asr = pipeline(
-    "automatic-speech-recognition",
-    model="{name}",
-    trust_remote_code=True,
-    model_kwargs={{"{argument}": {depth}}},
-)
-samples, sampling_rate_hz = soundfile.read("audio.flac", dtype="float32")
-print(asr(samples)["text"])
-```
-
-As a stock model of {size}, a {dynamic_class.stock_class.__name__} which then needs neither hf_dld nor this
+{remote}As a stock model of {size}, a {dynamic_class.stock_class.__name__} which then needs neither hf_dld nor this
 repository's code:
 
 ```python
@@ -300,6 +285,26 @@ import hf_dld
 
 hf_dld.export_onnx("{name}", "onnx", {depth})
 ```"""
+
+
+def _remote_code_usage(name: str, depth: str, rate: str) -> str:
+    return f"""Without hf_dld, by the code that this repository carries; here the samples have to be mono and at {rate}:
+
+```python
+import soundfile
+from transformers import pipeline
+
+asr = pipeline(
+    "automatic-speech-recognition",
+    model="{name}",
+    trust_remote_code=True,
+    model_kwargs={depth},
+)
+samples, sampling_rate_hz = soundfile.read("audio.flac", dtype="float32")
+print(asr(samples)["text"])
+```
+
+"""
 
 
 def _error_rates(

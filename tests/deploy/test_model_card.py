@@ -388,3 +388,12 @@ def test_the_command(tmp_path, capsys):
     assert capsys.readouterr().out == f"{folder}/README.md\n"
     metadata = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
     assert metadata["datasets"] == ["them/a", "them/b"] and metadata["model_name"] == "me/tiny"
+
+
+def test_a_checkpoint_without_its_code(tmp_path):
+    folder = save(tmp_path / "tiny")
+    assert "trust_remote_code=True" in str(make_model_card(folder))
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "trust_remote_code" not in str(make_model_card(folder))
