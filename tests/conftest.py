@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # no test may reach a hub, and a mistyped name should fail at once instead of after retries
@@ -139,3 +140,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
+
+
+@pytest.fixture(scope="session")
+def real_speech():
+    """Folder of a corpus in ../shared/data, or a skip."""
+
+    def find(corpus: str) -> Path:
+        folder = Path(__file__).parents[2] / "shared" / "data" / corpus
+        if not folder.is_dir():
+            pytest.skip(f"needs {folder}")
+        return folder
+
+    return find

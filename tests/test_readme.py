@@ -25,7 +25,8 @@ def workspace(tmp_path, monkeypatch):
     for folder, model in (("outputs/quickstart", student), ("outputs/quickstart/teacher", teacher)):
         model.save_pretrained(tmp_path / folder)
         processor.save_pretrained(tmp_path / folder)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for folder in ("checkpoints", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     samples = np.random.default_rng(0).standard_normal(6000).astype(np.float32)
     dataset = [{"audio": samples, "labels": [3, 4], "input_length": 6000}] * 4

@@ -42,16 +42,3 @@ def write_corpus(tmp_path, write_audio):
         return (tmp_path / folder).parent
 
     return write
-
-
-@pytest.fixture(scope="session")
-def real_speech():
-    """Folder of a corpus in ../shared/data, or a skip."""
-
-    def find(corpus: str) -> Path:
-        folder = Path(__file__).parents[3] / "shared" / "data" / corpus
-        if not folder.is_dir():
-            pytest.skip(f"needs {folder}")
-        return folder
-
-    return find

@@ -1,0 +1,48 @@
+"""The checkpoint that the repository carries loads, runs at every depth, and does what the README says of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCTC, AutoProcessor, pipeline
+
+import hf_dld
+from hf_dld.evaluation import DepthReport, evaluate_depths
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "checkpoints" / "spoken_digits"
+DIGITS = set("zero one two three four five six seven eight nine".split())
+
+
+def test_readme_shows_its_depth_reports():
+    report, cut = (DepthReport.from_json(CHECKPOINT / f"{name}depth_report.json") for name in ("", "teacher_"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace(" %", "%")
+    for depth in (1, 2, 3, 4, 6, 8, 12):
+        row = report.row(depth)
+        cells = f"{depth} | {row.parameters / 1e6:.2f} M | {cut.row(depth).wer:.1%} | {row.wer:.1%}"
+        assert f"| {cells} |" in readme
+
+
+def test_the_pipeline_says_digits_at_every_depth():
+    asr = pipeline("automatic-speech-recognition", model=str(CHECKPOINT), num_active_layers=3)
+    assert isinstance(asr.model, hf_dld.DLDWavLMForCTC)
+    samples = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    texts = [asr({"raw": samples, "sampling_rate": 8_000}, num_active_layers=k)["text"] for k in range(1, 13)]
+    assert set(" ".join(texts).split()) <= DIGITS
+
+
+@pytest.mark.data
+def test_it_hears_digits(real_speech, tmp_path):
+    command = [sys.executable, ROOT / "examples/corpora/join_digits.py", "--source", real_speech("spoken_digits")]
+    command += ["--output", tmp_path / "digits", "--utterances", "1", "1", "100", "--babble_snr_db", "5", "20"]
+    subprocess.run(command, check=True)
+    model, processor = AutoModelForCTC.from_pretrained(CHECKPOINT), AutoProcessor.from_pretrained(CHECKPOINT)
+    speech = hf_dld.load_speech_dataset(tmp_path / "digits", split="test")
+    utterances, _ = hf_dld.prepare_dataset(speech, processor, model._get_feat_extract_output_lengths)
+    measured = evaluate_depths(model, utterances, processor, [3, 12], timed_utterances=0)
+    reported = DepthReport.from_json(CHECKPOINT / "depth_report.json")
+    for depth in (3, 12):
+        low, high = measured.row(depth).wer_interval
+        assert low <= reported.row(depth).wer <= high
