@@ -360,12 +360,12 @@ def make_student(model_args: ModelArguments, teacher: str | None, processor: Any
     source = model_args.student or teacher
     student, loading = student_class(source).from_pretrained(source, output_loading_info=True)
     new_head = any(name.startswith("lm_head") for name in loading["missing_keys"])
+    if new_head and teacher == "base":
+        raise ValueError(f"{source} has no CTC head, so that it cannot teach: give a CTC checkpoint as teacher.")
     if new_head:  # which says the teacher's tokens, whatever the encoder was trained to say
         student = student_class(source).from_pretrained(source, **vocabulary_of(processor))
     if model_args.lora_r is None:
         return student
-    if new_head and teacher == "base":
-        raise ValueError(f"{source} has no CTC head, so that it cannot teach: give a CTC checkpoint as teacher.")
     modules_to_save = ["lm_head"] if new_head else None
     return get_peft_model(
         student, hf_dld.lora_config(student, **lora_options(model_args), modules_to_save=modules_to_save)

@@ -81,7 +81,7 @@ def evaluate_depths(
         model = model.get_base_model()  # of a PeftModel: the adapters are in it
     selection = selection or model.config.layer_selection
     if depths is None and selection in LAYER_SELECTIONS:
-        depths = model.config.present_depths(selection)
+        depths = model.config.present_depths(selection) or None  # if none is left, the first one's error says so
     depths = _check_depths(depths, model.config.num_hidden_layers)
     for argument, value, least in (
         ("draws", draws, 1),

@@ -18,9 +18,11 @@ from .depth import (
     select_layers,
 )
 
-_DEPTH_FIELDS = ("num_active_layers", "active_layers", "layer_selection", "depth_schedule", "pruned_layers")
+_CHOICE_OF_LAYERS = ("num_active_layers", "active_layers", "layer_selection", "depth_schedule")
 
-DEPTH_ARGUMENTS = ("num_active_layers", "active_layers", "layer_selection", "depth_schedule", "prune_inactive_layers")
+_DEPTH_FIELDS = (*_CHOICE_OF_LAYERS, "pruned_layers")
+
+DEPTH_ARGUMENTS = (*_CHOICE_OF_LAYERS, "prune_inactive_layers")
 
 VERSION = "0.1.0"
 """The version of hf_dld, here because this file travels inside checkpoints; stored in their config.json."""

@@ -210,6 +210,9 @@ def test_a_pruned_model(dataset, processor, tmp_path):
     assert evaluate_depths(pruned, dataset, processor, **UNTIMED) == found, "by default, all depths that are there"
     with pytest.raises(ValueError, match=r"were pruned when the model was loaded"):
         evaluate_depths(pruned, dataset, processor, [3], **UNTIMED)
+    last = hf_dld.DLDWavLMForCTC.from_pretrained(tmp_path, active_layers=[3], prune_inactive_layers=True)
+    with pytest.raises(ValueError, match=r"were pruned when the model was loaded"):
+        evaluate_depths(last, dataset, processor, **UNTIMED)
 
 
 @pytest.mark.parametrize(
