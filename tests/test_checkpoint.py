@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
