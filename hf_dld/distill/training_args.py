@@ -82,7 +82,8 @@ class LayerDropArguments(SpeechTrainingArguments):
         default="selection",
         metadata={
             "help": "How a step draws its layers: bernoulli (the paper), uniform (any count, any layers), selection "
-            "(any count, the layers that inference would use for it), sandwich (full depth and one drawn depth)."
+            "(any count, the layers that inference would use for it), balanced (the same, all counts with the same "
+            "compute, so that few layers run more often), sandwich (full depth and one drawn depth)."
         },
     )
     layerdrop: float = field(

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 
 LAYER_SELECTIONS = ("even", "first", "schedule")
-DEPTH_SAMPLINGS = ("bernoulli", "uniform", "selection", "sandwich")
+DEPTH_SAMPLINGS = ("bernoulli", "uniform", "selection", "balanced", "sandwich")
 MAX_HIDDEN_LAYERS = 1000  # a damaged config.json may ask for any number, and building them would never end
 
 
@@ -136,12 +136,13 @@ def sample_layers(
         num_hidden_layers: layers of the encoder.
         depth_sampling: `"bernoulli"`: every layer is skipped with probability `layerdrop`, an empty draw is drawn
             again (the gates of DLD, arXiv 2601.16117, and of LayerDrop, arXiv 1909.11556); `"uniform"`: any count,
-            any layers; `"selection"`: any count, the layers that inference would use for it; `"sandwich"`: the full
+            any layers; `"selection"`: any count, the layers that inference would use for it; `"balanced"`: the same,
+            a count k with a probability proportional to 1/k, so that all get the same compute; `"sandwich"`: the full
             depth and one shallower `"selection"` draw.
         seed: seed of the run.
         step: optimizer step, so every rank and every accumulated micro-batch of a step draws the same layers.
         layerdrop: for `"bernoulli"`: the probability that a layer is skipped, 0 <= p < 1.
-        layer_selection: for `"selection"` and `"sandwich"`, as in `select_layers`.
+        layer_selection: for `"selection"`, `"balanced"` and `"sandwich"`, as in `select_layers`.
         depth_schedule: as in `select_layers`.
 
     Returns:
@@ -161,6 +162,10 @@ def sample_layers(
         return [tuple(sorted(rng.sample(layers, rng.randint(1, num_hidden_layers))))]
     if depth_sampling == "selection":
         count = rng.randint(1, num_hidden_layers)
+        return [select_layers(count, num_hidden_layers, layer_selection, depth_schedule)]
+    if depth_sampling == "balanced":
+        counts = range(1, num_hidden_layers + 1)
+        [count] = rng.choices(counts, [1 / count for count in counts])
         return [select_layers(count, num_hidden_layers, layer_selection, depth_schedule)]
     if depth_sampling == "sandwich":
         count = rng.randint(1, max(num_hidden_layers - 1, 1))

@@ -94,7 +94,7 @@ def test_draws_are_functions_of_seed_and_step(num_hidden_layers, sampling, seed,
         assert check_active_layers(layers, num_hidden_layers) == layers
     if sampling == "sandwich":
         assert drawn[0] == tuple(range(num_hidden_layers))
-    if sampling == "selection":
+    if sampling in ("selection", "balanced"):
         assert drawn == [select_layers(len(drawn[0]), num_hidden_layers)]
 
 
@@ -114,6 +114,11 @@ def test_bernoulli_distribution():
     np.testing.assert_allclose(layers, 0.5 / (15 / 16), atol=0.02)
     counts, _ = frequencies("bernoulli", layerdrop=0.0)
     assert counts[4] == 1
+
+
+def test_balanced_counts():
+    counts, _ = frequencies("balanced")  # 1/k each, of 1 + 1/2 + 1/3 + 1/4 = 25/12 together
+    np.testing.assert_allclose(counts[1:] * np.arange(1, 5), 12 / 25, atol=0.04)
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "selection"])
