@@ -9,7 +9,8 @@ From the teacher's weights trains a dynamic student for each way of drawing laye
 the teacher itself, merely cut; what is there already is used, so that an interrupted run goes on), searches a schedule
 by each objective on the validation split, and transcribes the test split with the evenly spaced layers, the found
 ones, and random ones of the same number. Relative differences have 95 % intervals from a paired bootstrap over
-utterances. Writes experiments/results/schedule.json and prints the Markdown tables of docs/schedule.md.
+utterances. Writes experiments/results/NAME.json and prints the Markdown tables of docs/schedule.md. Where there are few
+words to judge by, characters are steadier: --unit character.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,8 +32,6 @@ from hf_dld.distill.checkpoints import save_whole
 from hf_dld.evaluation import count_errors, length_sorted_batches, run_layer_sets
 from hf_dld.models import DYNAMIC_CLASSES
 from hf_dld.models.depth import select_layers
-
-RESULTS = RESULTS_DIR / "schedule.json"
 
 
 def train(sampling: str, train_set, processor, args: argparse.Namespace) -> Path:
@@ -67,8 +67,10 @@ def train(sampling: str, train_set, processor, args: argparse.Namespace) -> Path
     return folder
 
 
-def transcribe(model, dataset, processor, layer_sets: Iterable[tuple[int, ...]]) -> tuple[np.ndarray, dict]:
-    """Reference words of each utterance, and for each set of layers `errors`, `mean` and `lowest` (utterances,).
+def transcribe(
+    model, dataset, processor, layer_sets: Iterable[tuple[int, ...]], unit: Literal["word", "character"] = "word"
+) -> tuple[np.ndarray, dict]:
+    """Reference units of each utterance, and for each set of layers `errors`, `mean` and `lowest` (utterances,).
 
     The last two are confidences: the mean and the lowest log posterior of the best path's frames.
     """
@@ -87,10 +89,10 @@ def transcribe(model, dataset, processor, layer_sets: Iterable[tuple[int, ...]])
                     confidences[layers].append((path.mean().item(), path.min().item()))
     results = {}
     for layers, texts in predictions.items():
-        errors, words = count_errors(texts, references)
+        errors, lengths = count_errors(texts, references, unit)
         mean, lowest = np.array(confidences[layers]).T
         results[layers] = {"errors": errors, "mean": mean, "lowest": lowest}
-    return words, results
+    return lengths, results
 
 
 def difference(errors: np.ndarray, baseline: np.ndarray, resamples: int) -> dict:
@@ -123,45 +125,51 @@ def measure(sampling: str, splits: dict, processor, args: argparse.Namespace) ->
     found = {c: {name: tuple(schedule.layers[c - 1]) for name, schedule in schedules.items()} for c in counts}
     full = tuple(range(num_layers))
     wanted = {full, *even.values(), *sum(others.values(), [])}.union(*(sets.values() for sets in found.values()))
-    words, results = transcribe(model, splits["test"], processor, wanted)
+    lengths, results = transcribe(model, splits["test"], processor, wanted, args.unit)
     errors = {layers: result["errors"] for layers, result in results.items()}
 
     rows = []
     for count in counts:
         baseline, chance = errors[even[count]], np.mean([errors[layers] for layers in others[count]], axis=0)
-        row = {"count": count, "even": float(baseline.sum() / words.sum()), "random": float(chance.sum() / words.sum())}
-        row["random_range"] = [float(f(errors[s].sum() for s in others[count]) / words.sum()) for f in (min, max)]
+        row = {"count": count, "even": rate(baseline, lengths), "random": rate(chance, lengths)}
+        row["random_range"] = [f(rate(errors[s], lengths) for s in others[count]) for f in (min, max)]
         for name, layers in found[count].items():
             row[name] = {
                 "layers": layers,
-                "wer": float(errors[layers].sum() / words.sum()),
+                "rate": rate(errors[layers], lengths),
                 "against_even": difference(errors[layers], baseline, args.resamples),
                 "against_random": difference(errors[layers], chance, args.resamples),
             }
         rows.append(row)
     return {
-        "full_depth": float(errors[full].sum() / words.sum()),
-        "test_words": int(words.sum()),
+        "unit": args.unit,
+        "full_depth": rate(errors[full], lengths),
+        "test_units": int(lengths.sum()),
         "rows": rows,
         "searches": {name: asdict(schedule) for name, schedule in schedules.items()},
     }
 
 
+def rate(errors: np.ndarray, lengths: np.ndarray) -> float:
+    return float(errors.sum() / lengths.sum())
+
+
 def markdown(models: dict) -> str:
-    """A table for each model and objective: WER and relative differences in percent, these with their intervals."""
+    """A table for each model and objective: rates and relative differences in percent, these with intervals."""
     lines = []
     for sampling, result in models.items():
         name = "The static teacher, merely cut" if sampling == "none" else f"Trained with `{sampling}`"
         for objective in result["searches"]:
             lines += [f"{name}, searched by `{objective}` ({100 * result['full_depth']:.1f} % at full depth):", ""]
-            lines.append("| layers | found | WER | even | against even | random (range) | against random |")
+            unit = {"word": "WER", "character": "CER"}[result["unit"]]
+            lines.append(f"| layers | found | {unit} | even | against even | random (range) | against random |")
             lines.append("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
             for row in result["rows"]:
                 found, (low, high) = row[objective], row["random_range"]
                 cells = [
                     str(row["count"]),
                     " ".join(map(str, found["layers"])),
-                    f"{100 * found['wer']:.1f}",
+                    f"{100 * found['rate']:.1f}",
                     f"{100 * row['even']:.1f}",
                     percent(found["against_even"]),
                     f"{100 * row['random']:.1f} ({100 * low:.1f} to {100 * high:.1f})",
@@ -188,6 +196,8 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--teacher", type=Path, default=Path("outputs/evidence/digits_wavlm/teachers/strong"))
     parser.add_argument("--output", type=Path, required=True, help="folder for the students")
+    parser.add_argument("--name", default="schedule", help="of the file in experiments/results")
+    parser.add_argument("--unit", choices=["word", "character"], default="word", help="that errors on test are of")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=0.0015)
     parser.add_argument("--samplings", nargs="+", default=["none", "bernoulli", "selection", "uniform"])
@@ -207,7 +217,7 @@ def main() -> None:
             result = {"arguments": arguments, **environment(), **measure(sampling, splits, processor, args)}
             measured.write_text(json.dumps(result, indent=2) + "\n")
         models[sampling] = json.loads(measured.read_text())
-        RESULTS.write_text(json.dumps(models, indent=2) + "\n")
+        (RESULTS_DIR / f"{args.name}.json").write_text(json.dumps(models, indent=2) + "\n")
         print(markdown(models), flush=True)
 
 
