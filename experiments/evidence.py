@@ -14,6 +14,7 @@ The test split is transcribed once, when a run is done. What is logged on the wa
 
 import argparse
 import re
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from common import RESULTS_DIR, environment, store
 from early_exit import EarlyExitTrainer
 from layerwise import LayerwiseDLDTrainer
 from transformers import AutoModelForCTC, AutoProcessor, TrainerCallback, set_seed
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import get_last_checkpoint
 
 import hf_dld
 from hf_dld.distill.checkpoints import save_whole
@@ -112,11 +115,14 @@ def plan(experiment: Experiment) -> list[Run]:
     return runs
 
 
-class Stopwatch(TrainerCallback):
-    """CPU seconds of training, without evaluations, beside what the evaluations found."""
+class Stopwatch(TrainerCallback, ExportableState):
+    """CPU seconds of training, without evaluations, beside what the evaluations found; checkpoints hold them too."""
 
     def __init__(self) -> None:
         self.cpu_s, self.evaluations = 0.0, []
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"cpu_s": self.cpu_s, "evaluations": self.evaluations}}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.began = self.last = time.process_time()
@@ -178,13 +184,21 @@ class Bench:
         if not (folder / "config.json").exists():
             set_seed(0)
             model = self.fresh_model(self.experiment.model_config["num_hidden_layers"])
-            stopwatch = Stopwatch()
             arguments = {**self.experiment.training, **self.experiment.teachers[name], "seed": 0}
-            args = hf_dld.CTCTrainingArguments(**self.quiet(arguments))
-            self.trainer(hf_dld.CTCTrainer, model, args, self.splits["train"], stopwatch).train()
+            checkpoints = folder.with_name(f"{name}_checkpoints")  # a teacher may take hours
+            saved = {"output_dir": str(checkpoints), "save_strategy": "steps", "save_steps": 500, "save_total_limit": 1}
+            args = hf_dld.CTCTrainingArguments(
+                **self.quiet(arguments | saved), restore_callback_states_from_checkpoint=True
+            )
+            trainer = self.trainer(hf_dld.CTCTrainer, model, args, self.splits["train"], Stopwatch())
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None)
             save_whole(folder, model, self.processor)
+            [stopwatch] = [
+                callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch)
+            ]
             cost = {"cpu_s": stopwatch.cpu_s, "arguments": arguments, **environment()}
             store(RESULTS_DIR / self.experiment.name / f"cost-of-teacher-{name}.json", cost)
+            shutil.rmtree(checkpoints)
         return folder
 
     def quiet(self, arguments: dict[str, Any]) -> dict[str, Any]:
