@@ -63,6 +63,7 @@ def main() -> None:
             training = hf_dld.DLDTrainingArguments(
                 output_dir=f"outputs/batch_norm_{policy}_{seed}",
                 batch_norm=policy,
+                depth_sampling="selection",
                 seed=seed,
                 max_steps=args.steps,
                 learning_rate=args.learning_rate,

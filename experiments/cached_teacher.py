@@ -65,6 +65,7 @@ def train_student(
         args=hf_dld.DLDTrainingArguments(
             folder,
             teacher_cache_dir=cache_dir,
+            depth_sampling="selection",
             seed=seed,
             max_steps=args.steps,
             learning_rate=2e-3,

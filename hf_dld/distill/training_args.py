@@ -79,7 +79,7 @@ class LayerDropArguments(SpeechTrainingArguments):
     """How a step draws the layers of a dynamic model (see `models.depth.sample_layers`)."""
 
     depth_sampling: str = field(
-        default="selection",
+        default="balanced",
         metadata={
             "help": "How a step draws its layers: bernoulli (the paper), uniform (any count, any layers), selection "
             "(any count, the layers that inference would use for it), balanced (the same, all counts with the same "

@@ -122,7 +122,7 @@ def select_layers(
 
 def sample_layers(
     num_hidden_layers: int,
-    depth_sampling: str = "selection",
+    depth_sampling: str = "balanced",
     *,
     seed: int,
     step: int,

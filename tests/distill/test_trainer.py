@@ -71,7 +71,7 @@ def test_one_step_is_the_published_loss(tmp_path, processor, dataset):
     lengths = trainer.model._get_feat_extract_output_lengths(batch["input_lengths"])
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(4))
-    [layers] = sample_layers(NUM_LAYERS, "selection", seed=3, step=0)
+    [layers] = sample_layers(NUM_LAYERS, "balanced", seed=3, step=0)
     student = trainer.model(**inputs, active_layers=layers).logits
     teacher = trainer.teacher(**inputs).logits
     ctc = ctc_loss(student, lengths, batch["labels"], 0)
@@ -244,7 +244,7 @@ def test_self_teaching_runs_full_depth_and_one_drawn_depth(tmp_path, processor, 
 
 
 def sampled_count(step):
-    return len(sample_layers(NUM_LAYERS, "selection", seed=3, step=step)[0])
+    return len(sample_layers(NUM_LAYERS, "balanced", seed=3, step=step)[0])
 
 
 def test_kl_weight_fades(tmp_path, processor, dataset):
@@ -488,7 +488,7 @@ def test_model_card(tmp_path, processor, dataset):
     draft = ModelCard.load(card_file)
     assert {"beeps", "hf_dld", "generated_from_trainer"} <= set(draft.data.tags) and draft.data.language == ["en"]
     assert draft.data.pipeline_tag == "automatic-speech-recognition" and draft.data.metrics == ["wer", "cer"]
-    assert "- depth_sampling: selection\n" in draft.text and "- kl_weight: 0.5\n" in draft.text
+    assert "- depth_sampling: balanced\n" in draft.text and "- kl_weight: 0.5\n" in draft.text
     assert "Wer 2" in draft.text, "the Trainer's own table of results"
     trainer.create_model_card(language="de")
     assert ModelCard.load(card_file).data.language == ["de"], "a draft is made anew"
