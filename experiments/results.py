@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import colld
+import matplotlib
 import numpy as np
 from common import RESULTS_DIR, ROOT, spread
 from evidence import SELECTIONS, Experiment, plan, read_experiment
@@ -262,8 +263,9 @@ def draw(done: Finished, path: Path) -> bool:
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
     shown = [method for method in done.experiment.shown if method in lines]
     axes[0][-1].legend([lines[method] for method in shown], shown, frameon=False, fontsize=8)
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_suffix(suffix), dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    with matplotlib.rc_context({"svg.hashsalt": path.name}):  # the same figure is the same file
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     return True
 
 
