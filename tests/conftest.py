@@ -1,8 +1,10 @@
 """Tiny random real models of every architecture variant, made here: no test needs the network, a GPU or a download."""
 
 import gc
+import multiprocessing
 import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,15 @@ def batch() -> dict[str, torch.Tensor]:
     attention_mask[1, 5000:] = 0
     input_values[1, 5000:] = 0.0
     return {"input_values": input_values, "attention_mask": attention_mask}
+
+
+@pytest.fixture(scope="module")
+def own_process():
+    """Calls functions in a process without other tests' memory, where lines are not counted: the marks of slipcover in
+    them cannot be compiled.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
 """One matrix of behaviours over every architecture variant."""
 
 import itertools
-import multiprocessing
 import random
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -338,13 +336,6 @@ def test_stock_layerdrop_is_never_applied(variant, batch):
     if hasattr(model, "freeze_batch_norm"):
         model.freeze_batch_norm()
     torch.testing.assert_close(logits_of(model.train(), batch), expected, atol=1e-5, rtol=0)
-
-
-@pytest.fixture(scope="module")
-def own_process():
-    """Calls functions in a process where lines are not counted: the marks of slipcover in them cannot be compiled."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        yield lambda function, *args: pool.submit(function, *args).result()
 
 
 def test_compile_at_a_fixed_depth_without_graph_breaks(variant, batch, own_process):
