@@ -4,7 +4,7 @@
 
 Inference: one utterance at a third of the layers and at all of them, eager beside compiled. Training: forward and
 backward passes of the student at the same two depths, each of which is a graph of its own
-(`depth_sampling="selection"` has as many as there are layers). Both on one shape of batch; compiling takes place before
+(`depth_sampling="balanced"` has as many as there are layers). Both on one shape of batch; compiling takes place before
 the clock runs and has a column of its own, and the last column says after how many calls it has paid for itself. On a
 CUDA device the compiled model also runs as CUDA graphs (mode "reduce-overhead"). Prints Markdown tables.
 """

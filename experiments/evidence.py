@@ -192,12 +192,12 @@ class Bench:
             )
             trainer = self.trainer(hf_dld.CTCTrainer, model, args, self.splits["train"], Stopwatch())
             trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None)
-            save_whole(folder, model, self.processor)
             [stopwatch] = [
                 callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch)
             ]
             cost = {"cpu_s": stopwatch.cpu_s, "arguments": arguments, **environment()}
             store(RESULTS_DIR / self.experiment.name / f"cost-of-teacher-{name}.json", cost)
+            save_whole(folder, model, self.processor)  # last: where it is, the teacher is not trained again
             shutil.rmtree(checkpoints)
         return folder
 

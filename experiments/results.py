@@ -134,12 +134,12 @@ def claims_table(done: Finished) -> list[str]:
                 ours = [spread(changes, sign="+") + " %", done.interval(PAPER, reference, start, depth)]
                 rows.append([f"{what}, {STARTS[start]}", f"{100 * claimed:+.2f} %", *ours, verdict(changes, claimed)])
         what = f"training time to layer dropping's final WER, {STARTS[start]}"
-        rows += time_row(done, PAPER, start, what, "-33.3 %")
+        rows += time_row(done, PAPER, start, what, -0.333)
     header = ["the paper's claim, against plain layer dropping", "paper", "here", INTERVAL, "verdict"]
     return table(header, rows) if rows else []
 
 
-def time_row(done: Finished, method: str, start: str, what: str, wanted: str) -> list[list[str]]:
+def time_row(done: Finished, method: str, start: str, what: str, wanted: float) -> list[list[str]]:
     """One row about the time to the reference's error; none where nothing is finished that could be compared."""
     ratios = time_ratios(done, method, start)
     if not ratios:
@@ -149,8 +149,8 @@ def time_row(done: Finished, method: str, start: str, what: str, wanted: str) ->
     ours = spread(changes, sign="+") + " %" if changes else ""
     if missing:
         ours += f" ({missing} of {len(ratios)} seeds never reached it)"
-    held = "missed" if missing else verdict(changes, float(wanted.removesuffix(" %")) / 100)
-    return [[what, wanted, ours, "", held]]
+    held = "missed" if missing else verdict(changes, wanted)
+    return [[what, f"{100 * wanted:+.3g} %", ours, "", held]]
 
 
 def time_ratios(done: Finished, method: str, start: str) -> list[float | None]:
@@ -177,7 +177,7 @@ def goals_table(done: Finished) -> list[str]:
                 rows += goal_row(done, what, reference, start, depth, wanted)
         what = f"{full} layers, {STARTS[start]}, against a static model trained as long"
         rows += goal_row(done, what, STATIC, start, full, 0.0)
-        rows += time_row(done, SHIPPED, start, f"time to plain layer dropping's final WER, {STARTS[start]}", "-50 %")
+        rows += time_row(done, SHIPPED, start, f"time to plain layer dropping's final WER, {STARTS[start]}", -0.5)
     for depth in done.experiment.depths:
         if depth >= full / 3:
             what = f"{depth} layers, from scratch, against a static model of that depth"
