@@ -142,8 +142,9 @@ class DynamicWavLMEncoderMixin(DynamicDepthEncoderMixin):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
         hidden_states = self.embed_positions(zero_padding(hidden_states, attention_mask))
         frames = hidden_states.shape[1]
-        # layer 0 owns the embedding; computed here, it serves whichever layers run
-        position_bias = self.layers[0].attention.compute_bias(frames, frames).unsqueeze(0)
+        # layer 0 owns the embedding; computed here, it serves whichever layers run. It comes with the heads last in memory,
+        # as each layer's gated bias would, and then attention copies that
+        position_bias = self.layers[0].attention.compute_bias(frames, frames).unsqueeze(0).contiguous()
         if attention_mask is not None:
             padding = ~attention_mask[:, None, None, :]
             attention_mask = torch.zeros(padding.shape, dtype=position_bias.dtype, device=padding.device)
