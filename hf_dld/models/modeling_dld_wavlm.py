@@ -115,10 +115,22 @@ class DLDWavLMAttention(WavLMAttention):
         return gate_a * (gate_b * self.gru_rel_pos_const - 1.0) + 2.0
 
 
+def relative_position_bias(attention: nn.Module, frames: int) -> torch.Tensor:
+    """The bias of every frame on every other, (1, heads, frames, frames), before it is gated.
+
+    Equal to `compute_bias` of stock attention, but each distance is looked up once instead of once for each pair of
+    frames, and the rows are dense in memory: those of the gated bias are so too, or attention would copy it.
+    """
+    frame = torch.arange(frames, device=attention.rel_attn_embed.weight.device)
+    distances = torch.arange(1 - frames, frames, device=frame.device)
+    values = attention.rel_attn_embed(attention._relative_positions_bucket(distances))
+    index = frame - frame[:, None] + (frames - 1)  # of the distance of each key to each query
+    return values.t().index_select(1, index.flatten()).view(1, -1, frames, frames)
+
+
 class RelativePositionBias(nn.Module):
     """What every depth needs of layer 0, where that layer itself was pruned; the tensor keeps its name."""
 
-    compute_bias = WavLMAttention.compute_bias
     _relative_positions_bucket = WavLMAttention._relative_positions_bucket
 
     def __init__(self, config: DLDWavLMConfig):
@@ -142,9 +154,8 @@ class DynamicWavLMEncoderMixin(DynamicDepthEncoderMixin):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
         hidden_states = self.embed_positions(zero_padding(hidden_states, attention_mask))
         frames = hidden_states.shape[1]
-        # layer 0 owns the embedding; computed here, it serves whichever layers run. It comes with the heads last in memory,
-        # as each layer's gated bias would, and then attention copies that
-        position_bias = self.layers[0].attention.compute_bias(frames, frames).unsqueeze(0).contiguous()
+        # layer 0 owns the embedding; computed here, it serves whichever layers run
+        position_bias = relative_position_bias(self.layers[0].attention, frames)
         if attention_mask is not None:
             padding = ~attention_mask[:, None, None, :]
             attention_mask = torch.zeros(padding.shape, dtype=position_bias.dtype, device=padding.device)

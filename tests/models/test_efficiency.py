@@ -101,3 +101,29 @@ def test_no_attention_weights_are_kept(variant):
     peaks = [peak_bytes(model, speech(seconds)) for seconds in (4.0, 8.0)]
     growth = (peaks[1] - peaks[0]) / (3 * square)  # four times the square, less the one before
     assert growth < 2, growth
+
+
+def test_the_feature_encoder_holds_one_copy_of_its_longest_activation(variant):
+    """Beside it there are the next convolution's output and small pieces, not a normalized and an activated one."""
+    options = {"conv_dim": (64, 8, 8)}
+    samples = speech(20.0, batch_size=1)["input_values"]
+    longest = 64 * ((samples.shape[1] - 10) // 5 + 1) * 4  # bytes
+
+    def peak(model):
+        with torch.no_grad(), PeakTensorMemory() as memory:
+            model.base_model.feature_extractor(samples)
+        return memory.peak / longest
+
+    assert peak(make_dynamic(variant, **options)) < 1.5
+    assert peak(make_stock(variant, **options)) > 1.9
+
+
+def test_norms_and_activations_overwrite_only_what_no_gradient_needs(variant):
+    model = make_dynamic(variant)
+    batch = speech(1.0)
+    with torch.no_grad():
+        expected = model(**batch).logits
+    logits = model(**batch).logits
+    torch.testing.assert_close(logits, expected)
+    logits.sum().backward()  # an overwritten input raises here
+    assert all(parameter.grad is not None for parameter in model.base_model.feature_extractor.parameters())
