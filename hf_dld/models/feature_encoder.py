@@ -9,6 +9,11 @@ from torch import nn
 PIECE_BYTES = 2**22
 
 
+def is_traced() -> bool:
+    """Whether a compiler or an exporter reads this pass; either makes more of plain convolutions and norms."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def overwrite(
     function: Callable[..., torch.Tensor], hidden_states: torch.Tensor, dim: int, *parameters: torch.Tensor
 ) -> torch.Tensor:
@@ -24,8 +29,7 @@ def overwrite(
         dim: an axis along which `function` treats every index alone.
         parameters: one value for every index of `dim`.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if torch.is_grad_enabled() or traced or hidden_states.device.type != "cpu":
+    if torch.is_grad_enabled() or is_traced() or hidden_states.device.type != "cpu":
         return function(hidden_states, *parameters)
     length = max(1, hidden_states.shape[dim] * PIECE_BYTES // max(1, hidden_states.nbytes))
     pieces = zip(hidden_states.split(length, dim), *(values.split(length) for values in parameters), strict=True)
@@ -48,7 +52,7 @@ class ChannelsLastConv1d(nn.Conv1d):
         self.weight, self.bias = stock.weight, stock.bias
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.in_channels == 1:
+        if self.in_channels == 1 and not is_traced():
             # windows of samples are a view, and their product with the weights has its channels last at once
             windows = input.squeeze(1).unfold(-1, *self.kernel_size, *self.stride)
             return nn.functional.linear(windows, self.weight.squeeze(1), self.bias).transpose(1, 2)

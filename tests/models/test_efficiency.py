@@ -127,3 +127,13 @@ def test_norms_and_activations_overwrite_only_what_no_gradient_needs(variant):
     torch.testing.assert_close(logits, expected)
     logits.sum().backward()  # an overwritten input raises here
     assert all(parameter.grad is not None for parameter in model.base_model.feature_extractor.parameters())
+
+
+def test_an_exporter_sees_plain_convolutions(variant):
+    """Windows of samples and pieces of activations would be loops in a graph, or the length of the example."""
+    encoder = make_dynamic(variant).base_model.feature_extractor
+    with torch.no_grad():
+        program = torch.export.export(encoder, (speech(1.0)["input_values"],))
+    operations = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    assert sum(count for name, count in operations.items() if "conv" in name) == len(encoder.conv_layers)
+    assert not any("copy_" in name or "unfold" in name for name in operations)
