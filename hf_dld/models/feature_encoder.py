@@ -20,8 +20,8 @@ def overwrite(
     """`function(hidden_states, *parameters)`, piece by piece along `dim` in the memory of `hidden_states` on a CPU.
 
     The activations of the first convolutions are the longest tensors of the model; a second one beside them is most of
-    the peak memory of a pass. Where a gradient may need the input, or a tracer would fix the number
-    of pieces, nothing is overwritten.
+    the peak memory of a pass. Where a gradient may need the input, or a tracer would fix the number of pieces, nothing
+    is overwritten.
 
     Args:
         function: of a piece along `dim`, and of the same piece of each parameter.
