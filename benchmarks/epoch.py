@@ -4,8 +4,8 @@
 
 Trains the dynamic student of each YAML file of examples/run_dld_ctc.py for an epoch, or --max_steps of it, on the
 corpus that it names, with a teacher of random weights (the time does not depend on them). Measured are forward and
-backward passes, the optimizer's steps, and the rest: reading, decoding and collating utterances, clipping, logging and
-whatever else the Trainer does. Filling the teacher's cache happens once and is not in it. Prints one Markdown table.
+backward passes, the optimizer's steps with the clipping before them, and the rest: reading, decoding and collating
+utterances, logging and whatever else the Trainer does. Filling the teacher's cache happens once and is not in it. Prints one Markdown table.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import run_dld_ctc  # noqa: E402
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds of an epoch, and of the optimizer's steps in it."""
+    """Seconds of an epoch, and of the passes, and the clipping and the optimizer's steps in it."""
 
     def __init__(self, clock: Callable[[], float]):
         self.clock = clock
@@ -63,6 +63,12 @@ class TimedTrainer(hf_dld.DLDTrainer):
         loss = super().training_step(*args, **kwargs)
         self.stopwatch.passes_s += self.stopwatch.read() - began
         return loss
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        began = self.stopwatch.read()
+        norm = super()._clip_grad_norm(model)
+        self.stopwatch.optimizer_s += self.stopwatch.read() - began
+        return norm
 
 
 def measure(path: str, args: argparse.Namespace, folder: str) -> list[object]:
