@@ -5,7 +5,8 @@
 Trains the dynamic student of each YAML file of examples/run_dld_ctc.py for an epoch, or --max_steps of it, on the
 corpus that it names, with a teacher of random weights (the time does not depend on them). Measured are forward and
 backward passes, the optimizer's steps with the clipping before them, and the rest: reading, decoding and collating
-utterances, logging and whatever else the Trainer does. Filling the teacher's cache happens once and is not in it. Prints one Markdown table.
+utterances, logging and whatever else the Trainer does. Filling the teacher's cache happens once and is not in it.
+Prints one Markdown table.
 """
 
 import argparse

@@ -22,9 +22,10 @@ _SECONDS_FOR_A_POINT = 2.0
 class LatencyModel:
     """Seconds of a forward pass of one utterance, as a function of depth and length.
 
-    Between the lengths that were measured, the seconds for a second of audio are interpolated: they change steadily
-    where the operations of attention grow with the square of the length, and no polynomial has to hold for all lengths,
-    which none does when long audio leaves the processor's caches. Each layer adds the same.
+    No polynomial holds for all lengths, because long audio leaves the processor's caches: between two lengths that were
+    measured, it is interpolated. The seconds themselves, in a straight line, are too many where the operations of
+    attention grow with the square of the length; the seconds for a second of audio are too many where a cost that every
+    pass has is spread over more audio. So the smaller of the two counts. Each layer adds the same.
 
     Args:
         num_hidden_layers: of the model.
@@ -106,9 +107,12 @@ def _interpolate(audio_s: float, lengths: np.ndarray, seconds: np.ndarray) -> fl
         return float(seconds[0] - min(slope, seconds[0] / lengths[0]) * (lengths[0] - audio_s))
     upper = int(np.clip(np.searchsorted(lengths, audio_s), 1, len(lengths) - 1))
     (low, high), rates = lengths[upper - 1 : upper + 1], (seconds / lengths)[upper - 1 : upper + 1]
-    rate = rates[0] + (rates[1] - rates[0]) * (audio_s - low) / (high - low)
-    # a rate that falls, where what every pass costs is spread over more audio, does not fall for ever
-    return float(audio_s * (rate if audio_s <= high else max(rate, rates[1])))
+    share = (audio_s - low) / (high - low)
+    rate = rates[0] + (rates[1] - rates[0]) * share
+    if audio_s > high:  # a rate that falls does not fall for ever
+        return float(audio_s * max(rate, rates[1]))
+    straight_s = seconds[upper - 1] + (seconds[upper] - seconds[upper - 1]) * share
+    return float(min(audio_s * rate, straight_s))
 
 
 def _measure_points(model: PreTrainedModel, points: list[tuple[int, float]], sampling_rate_hz: int) -> np.ndarray:

@@ -15,6 +15,8 @@ def test_prediction():
     assert MODEL.predict(1, 2.0) == pytest.approx(0.3) and MODEL.predict(12, 4.0) == pytest.approx(3.2)
     assert MODEL.predict(3, 1.0) == pytest.approx(0.1 + 2 * 0.05), "each layer adds the same"
     assert MODEL.predict(1, 3.0) == pytest.approx(3 * (0.15 + 0.25) / 2), "seconds a second, 0.15 at 2 s, 0.25 at 4 s"
+    mostly_fixed = LatencyModel(12, (1.0, 3.0), (0.1, 0.14), (0.2, 0.3), {})
+    assert mostly_fixed.predict(1, 2.0) == pytest.approx(0.12), "0.08 s for every pass, 0.02 s a second"
     assert MODEL.predict(1, 8.0) == pytest.approx(8 * (0.25 + 4 * 0.05)), "and so on beyond"
 
 
