@@ -1,4 +1,4 @@
-"""Do searched layers beat evenly spaced ones? Searched on validation, judged on test, for models trained in three ways.
+"""Do searched layers beat evenly spaced ones? Searched on validation, judged on test, for models of several trainings.
 
     python examples/corpora/join_digits.py --source ../shared/data/spoken_digits --output outputs/babble_digits \\
         --utterances 4000 200 800 --babble_snr_db 2 12
@@ -6,10 +6,10 @@
     python experiments/schedule.py --dataset outputs/babble_digits --output outputs/schedule
 
 From the teacher's weights trains a dynamic student for each way of drawing layers, by layer dropping alone ("none" is
-the teacher itself, merely cut; what is there already is used, so that an interrupted run goes on), searches a schedule
-by each objective on the validation split, and transcribes the test split with the evenly spaced layers, the found
-ones, and random ones of the same number. Relative differences have 95 % intervals from a paired bootstrap over
-utterances. Writes experiments/results/NAME.json and prints the Markdown tables of docs/schedule.md. Where there are few
+the teacher itself, merely cut; what is there already is used, so that an interrupted run goes on), searches schedules
+on the validation split, and transcribes the test split with the evenly spaced layers, the found ones, and random ones
+of the same number. Relative differences have 95 % intervals from a paired bootstrap over utterances. Writes
+experiments/results/NAME.json and prints the Markdown tables of docs/schedule.md. Where there are few
 words to judge by, characters are steadier: --unit character.
 """
 
@@ -109,14 +109,16 @@ def measure(sampling: str, splits: dict, processor, args: argparse.Namespace) ->
     model = DYNAMIC_CLASSES[AutoConfig.from_pretrained(folder).model_type].from_pretrained(folder).eval()
     num_layers = model.config.num_hidden_layers
     schedules = {}
-    for objective in args.objectives:
-        schedules[objective] = hf_dld.search_depth_schedule(
+    for search in args.searches:
+        objective, _, beam_size = search.partition(":")
+        schedules[search] = hf_dld.search_depth_schedule(
             model,
             splits["validation"],
             processor,
             objective,
+            beam_size=int(beam_size or 1),
             max_utterances=args.max_utterances,
-            resume_file=args.output / f"{sampling}_{objective}.json",
+            resume_file=args.output / f"{sampling}_{search.replace(':', '_')}.json",
         )
     rng = random.Random(0)
     counts = range(1, num_layers)  # at full depth all are the same
@@ -155,17 +157,19 @@ def rate(errors: np.ndarray, lengths: np.ndarray) -> float:
 
 
 def markdown(models: dict) -> str:
-    """A table for each model and objective: rates and relative differences in percent, these with intervals."""
+    """A table for each model and search: rates and relative differences in percent, these with intervals."""
     lines = []
     for sampling, result in models.items():
         name = "The static teacher, merely cut" if sampling == "none" else f"Trained with `{sampling}`"
-        for objective in result["searches"]:
-            lines += [f"{name}, searched by `{objective}` ({100 * result['full_depth']:.1f} % at full depth):", ""]
+        for search in result["searches"]:
+            objective, _, beam_size = search.partition(":")
+            how = f"`{objective}`" + (f" with a beam of {beam_size}" if beam_size else "")
+            lines += [f"{name}, searched by {how} ({100 * result['full_depth']:.1f} % at full depth):", ""]
             unit = {"word": "WER", "character": "CER"}[result["unit"]]
             lines.append(f"| layers | found | {unit} | even | against even | random (range) | against random |")
             lines.append("| ---: | --- | ---: | ---: | ---: | ---: | ---: |")
             for row in result["rows"]:
-                found, (low, high) = row[objective], row["random_range"]
+                found, (low, high) = row[search], row["random_range"]
                 cells = [
                     str(row["count"]),
                     " ".join(map(str, found["layers"])),
@@ -200,8 +204,10 @@ def main() -> None:
     parser.add_argument("--unit", choices=["word", "character"], default="word", help="that errors on test are of")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--learning_rate", type=float, default=0.0015)
-    parser.add_argument("--samplings", nargs="+", default=["none", "bernoulli", "selection", "uniform"])
-    parser.add_argument("--objectives", nargs="+", default=["ctc", "kl", "wer"])
+    parser.add_argument("--samplings", nargs="+", default=["none", "bernoulli", "selection", "balanced"])
+    parser.add_argument(
+        "--searches", nargs="+", default=["ctc", "kl", "wer"], help="by an objective; ctc:4 is one with a beam of 4"
+    )
     parser.add_argument("--max_utterances", type=int, default=1000, help="of the validation split")
     parser.add_argument("--random_subsets", type=int, default=5, help="for each count")
     parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
