@@ -10,7 +10,7 @@ import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import colld
 import matplotlib
@@ -38,7 +38,8 @@ experiment is one YAML file, and one command trains what is missing of it:
 Methods of one table have the same model, data, batches, learning rate and number of steps. Error rates are those of the
 test split, which each run transcribes once, at its end; "mean (lowest to highest)" is over seeds, and a table says how
 many are finished: what is not finished is not shown. Intervals come from a paired bootstrap over test utterances, with
-the errors of all seeds together. Times are CPU seconds of one thread and leave evaluations out.
+the errors of all seeds together. Times are CPU seconds of one thread and leave evaluations out. Between commits 51fdfb2
+and 75c65b8 the steps of all methods became a quarter cheaper: times compare before or after that, steps always.
 """
 
 
@@ -141,7 +142,7 @@ def claims_table(done: Finished) -> list[str]:
 
 def time_row(done: Finished, method: str, start: str, what: str, wanted: float) -> list[list[str]]:
     """One row about the time to the reference's error; none where nothing is finished that could be compared."""
-    ratios = time_ratios(done, method, start)
+    ratios = budget_ratios(done, method, start, "cpu_s")
     if not ratios:
         return []
     changes = [ratio - 1 for ratio in ratios if ratio is not None]
@@ -153,16 +154,17 @@ def time_row(done: Finished, method: str, start: str, what: str, wanted: float) 
     return [[what, f"{100 * wanted:+.3g} %", ours, "", held]]
 
 
-def time_ratios(done: Finished, method: str, start: str) -> list[float | None]:
-    """CPU seconds to the reference's final validation WER over those of its whole training; None if never reached."""
+def budget_ratios(done: Finished, method: str, start: str, unit: Literal["cpu_s", "step"]) -> list[float | None]:
+    """What it takes to reach the reference's final validation WER, over its whole training; None if never reached."""
     ratios = []
     for run in done.of(done.experiment.reference, start):
         twin = [other for other in done.of(method, start) if other["seed"] == run["seed"]]
         if not twin or not run["evaluations"]:
             continue
         target = run["evaluations"][-1]["wer_mean"]
-        reached = [point["cpu_s"] for point in twin[0]["evaluations"] if point["wer_mean"] <= target]
-        ratios.append(reached[0] / run["train_cpu_s"] if reached else None)
+        reached = [point[unit] for point in twin[0]["evaluations"] if point["wer_mean"] <= target]
+        whole = run["train_cpu_s"] if unit == "cpu_s" else run["arguments"]["max_steps"]
+        ratios.append(reached[0] / whole if reached else None)
     return ratios
 
 
@@ -204,14 +206,15 @@ def times_table(done: Finished) -> list[str]:
                 continue
             steps = runs[0]["arguments"]["max_steps"]
             # the others are evaluated at their full depth alone
-            reached = time_ratios(done, method, start) if runs[0]["kind"] == "dynamic" else []
-            never = sum(ratio is None for ratio in reached)
-            ratio = spread(ratio for ratio in reached if ratio is not None)
-            if never:
-                ratio = f"{ratio} (never: {never} of {len(reached)} seeds)".strip()
+            if runs[0]["kind"] == "dynamic":
+                reached = [reached_after(budget_ratios(done, method, start, unit)) for unit in ("step", "cpu_s")]
+            else:
+                reached = ["", ""]
             per_step = [run["train_cpu_s"] / steps for run in runs]
-            rows.append([method, STARTS[start], spread(per_step, 1000), ratio])
-    header = ["method", "start", "CPU ms a step", "time to plain layer dropping's final WER, % of its training"]
+            commits = ", ".join(sorted({run["commit"][:7] for run in runs}))
+            rows.append([method, STARTS[start], commits, spread(per_step, 1000), *reached])
+    header = ["method", "start", "commit", "CPU ms a step", "steps to plain layer dropping's final WER, % of its"]
+    header.append("CPU seconds to that, % of its")
     costs = {
         path.stem.removeprefix("cost-of-teacher-"): path for path in sorted(done.folder.glob("cost-of-teacher-*.json"))
     }
@@ -219,7 +222,14 @@ def times_table(done: Finished) -> list[str]:
     cached = max((run["before_training_cpu_s"] for run in done.runs), default=0)
     note = f"Not counted above: the training of the teacher ({', '.join(known)}), and its posteriors of the training "
     note += f"split, computed once ({cached:.0f} s at most)."
-    return [*table(header, rows, left=2), note, ""] if rows else []
+    return [*table(header, rows, left=3), note, ""] if rows else []
+
+
+def reached_after(ratios: list[float | None]) -> str:
+    """Their mean and range in percent, and how many never got there."""
+    never = sum(ratio is None for ratio in ratios)
+    reached = spread(ratio for ratio in ratios if ratio is not None)
+    return f"{reached} (never: {never} of {len(ratios)} seeds)".strip() if never else reached
 
 
 def selections_table(done: Finished) -> list[str]:
