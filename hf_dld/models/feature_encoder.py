@@ -5,13 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-# small enough to stay in a processor's cache, and in the memory that the allocator keeps: larger tensors are new pages
-PIECE_BYTES = 2**22
-
-
-def is_traced() -> bool:
-    """Whether a compiler or an exporter reads this pass; either makes more of plain convolutions and norms."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+from .pieces import in_pieces, is_traced, piece_length
 
 
 def overwrite(
@@ -29,9 +23,9 @@ def overwrite(
         dim: an axis along which `function` treats every index alone.
         parameters: one value for every index of `dim`.
     """
-    if torch.is_grad_enabled() or is_traced() or hidden_states.device.type != "cpu":
+    if not in_pieces(hidden_states.device):
         return function(hidden_states, *parameters)
-    length = max(1, hidden_states.shape[dim] * PIECE_BYTES // max(1, hidden_states.nbytes))
+    length = piece_length(hidden_states.shape[dim], hidden_states.nbytes)
     pieces = zip(hidden_states.split(length, dim), *(values.split(length) for values in parameters), strict=True)
     for piece, *theirs in pieces:
         piece.copy_(function(piece, *theirs))

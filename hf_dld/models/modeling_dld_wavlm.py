@@ -25,6 +25,7 @@ from .modeling_dld import (
     stock_layers,
     zero_padding,
 )
+from .pieces import in_pieces, piece_length
 
 
 def eager_attention_forward(
@@ -88,22 +89,36 @@ class DLDWavLMAttention(WavLMAttention):
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
 
         gate = self.compute_gate(hidden_states.view(head_shape)).to(query.dtype)
+        inputs, length = (query, key, value, gate, position_bias), self.num_heads
+        if in_pieces(gate.device):
+            # of no more heads at a time than whose gated bias stays in the processor's cache until it is used
+            length = piece_length(self.num_heads, gate.nbytes * gate.shape[-2])
+        if length >= self.num_heads:
+            output, weights = self.attend(*inputs, attention_mask, **kwargs)
+        else:
+            pieces = zip(*(heads.split(length, dim=1) for heads in inputs), strict=True)
+            outputs, weights = zip(*(self.attend(*piece, attention_mask, **kwargs) for piece in pieces), strict=True)
+            output = torch.cat(outputs, dim=2)
+            weights = None if weights[0] is None else torch.cat(weights, dim=1)
+        return self.out_proj(output.reshape(hidden_states.shape)), weights, position_bias
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        gate: torch.Tensor,
+        position_bias: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The output (batch, frames, heads, head) of these heads, and their weights with eager attention."""
         bias = position_bias.to(query.dtype)
         # one pass over (batch, heads, frames, frames): the gated bias and the padding mask become one attention mask
         bias = gate * bias if attention_mask is None else torch.addcmul(attention_mask.to(query.dtype), gate, bias)
-
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attention(
-            self,
-            query,
-            key,
-            value,
-            bias,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.out_proj(output.reshape(hidden_states.shape)), weights, position_bias
+        dropout = self.dropout if self.training else 0.0
+        return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
 
     def compute_gate(self, heads: torch.Tensor) -> torch.Tensor:
         """The gate on the position bias, (batch, heads, frames, 1), from hidden states (batch, frames, heads, head).

@@ -31,6 +31,7 @@ UPLOADED = {
     "model.safetensors",
     "modeling_dld.py",
     "modeling_dld_wavlm.py",
+    "pieces.py",
     "processor_config.json",
     "tokenizer_config.json",
     "vocab.json",

@@ -8,6 +8,7 @@ from conftest import NUM_LAYERS, make_dynamic, make_stock
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_dld.evaluation.cost import PeakTensorMemory
+from hf_dld.models import pieces
 
 WAVLM = ["wavlm", "wavlm-stable"]
 
@@ -101,6 +102,45 @@ def test_no_attention_weights_are_kept(variant):
     peaks = [peak_bytes(model, speech(seconds)) for seconds in (4.0, 8.0)]
     growth = (peaks[1] - peaks[0]) / (3 * square)  # four times the square, less the one before
     assert growth < 2, growth
+
+
+@pytest.mark.parametrize("variant", WAVLM)
+def test_long_audio_is_attended_to_a_few_heads_at_a_time(variant, monkeypatch):
+    """The whole gated bias would be new memory in every layer, and out of the caches before it is used."""
+    model, batch = make_dynamic(variant, num_attention_heads=4), speech(4.0)
+    batch["attention_mask"] = torch.ones_like(batch["input_values"], dtype=torch.long)
+    batch["attention_mask"][1, 40_000:] = 0
+    frames = int(model._get_feat_extract_output_lengths(4 * 16_000))
+    head = 2 * frames**2 * 4  # bytes of (batch, 1, frames, frames)
+    calls, peaks, logits, weights = [], [], [], []
+    for size in (4 * head, 3 * head, head):
+        monkeypatch.setattr(pieces, "PIECE_BYTES", size)
+        with torch.inference_mode(), AttentionMasks() as masks, PeakTensorMemory() as memory:
+            logits.append(model(**batch).logits)
+        calls.append(len(masks.strides) // NUM_LAYERS)
+        peaks.append(memory.peak)
+    assert calls == [1, 2, 4]
+    assert peaks[2] < peaks[0] - 2 * head
+    model.set_attn_implementation("eager")
+    for size in (4 * head, 3 * head):
+        monkeypatch.setattr(pieces, "PIECE_BYTES", size)
+        with torch.inference_mode():
+            weights.append(torch.stack(model(**batch, output_attentions=True).attentions))
+    for other in (*logits[1:], *weights[1:]):
+        torch.testing.assert_close(other, logits[0] if other.ndim == 3 else weights[0])
+
+
+@pytest.mark.parametrize("variant", WAVLM)
+def test_a_gradient_or_an_exporter_sees_all_heads_at_once(variant, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
+    model, batch = make_dynamic(variant), speech(1.0)
+    with Operations() as mode:
+        model(**batch)
+    assert sum(count for name, count in mode.counts.items() if "softmax" in name) == NUM_LAYERS
+    with torch.no_grad():
+        program = torch.export.export(model, (batch["input_values"],))
+    attended = [node for node in program.graph.nodes if "scaled_dot_product_attention" in str(node.target)]
+    assert len(attended) == NUM_LAYERS
 
 
 def test_the_feature_encoder_holds_one_copy_of_its_longest_activation(variant):
