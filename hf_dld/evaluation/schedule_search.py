@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from ..models.depth import check_depth_schedule, check_num_hidden_layers
+from ..models.depth import check_depth_schedule, check_num_hidden_layers, select_layers
 from ..whole_files import write_whole_text
 from .layer_sets import LayerSetScorer, SearchCost
 from .stored import parse, read_json
@@ -84,13 +84,15 @@ def search_depth_schedule(
 
     From all N layers down to one, each count keeps the `beam_size` best sets among those that come from the sets kept
     before by leaving out one layer; among equals the one that keeps the lower layers is taken. A `beam_size` of 1 is
-    greedy removal: its sets are nested, each a subset of the next larger one. Wider beams need not be nested, and one
-    as wide as there are sets is the exhaustive search.
+    greedy removal: its sets are nested, each a subset of the next larger one. Wider beams need not be nested; they look
+    at the evenly spaced layers of each count too, so that on these utterances none is worse than those, and one as wide
+    as there are sets is the exhaustive search.
 
     The cost for each batch: greedy removal scores N(N+1)/2 sets, and, as sets share the states of the layers that they
     begin with, runs N(N+1)(N+2)/6 layers instead of N(N^2+2)/3 (364 instead of 584 for 12 layers: the work of 30
-    transcriptions at full depth). A beam costs at most `beam_size` times as much. `"kl"` runs N layers more. The
-    feature encoder runs once for each batch that fits into `cache_gb`, else up to N times. `cost` holds what was run.
+    transcriptions at full depth). A beam costs at most `beam_size` times as much, and the N evenly spaced sets. `"kl"`
+    runs N layers more. The feature encoder runs once for each batch that fits into `cache_gb`, else up to N times.
+    `cost` holds what was run.
 
     Args:
         model: a dynamic CTC model, or a `PeftModel` around one; neither its weights nor its configuration change (see
@@ -126,7 +128,9 @@ def search_depth_schedule(
     for count in range(num_layers - len(beams), 0, -1):
         parents = [layers for _, layers in beams[-1]] if beams else []
         candidates = {layers[:out] + layers[out + 1 :] for layers in parents for out in range(len(layers))}
-        scores = scorer.score(candidates or {scorer.full_depth}, f"Layers for {count} of {num_layers}")
+        if beam_size > 1 or not candidates:
+            candidates.add(select_layers(count, num_layers))
+        scores = scorer.score(candidates, f"Layers for {count} of {num_layers}")
         beams.append(sorted((score, layers) for layers, score in scores.items())[:beam_size])
         if math.isinf(beams[-1][0][0]):
             raise ValueError(

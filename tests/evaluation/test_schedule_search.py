@@ -17,6 +17,7 @@ from hf_dld.data import decode_labels
 from hf_dld.distill.losses import ctc_loss, kl_loss
 from hf_dld.evaluation import DepthSchedule, LayerSetScorer, count_errors, run_layer_sets
 from hf_dld.evaluation.layer_sets import count_layer_calls
+from hf_dld.models.depth import select_layers
 
 ALL = tuple(range(NUM_LAYERS))
 ALL_SETS = [layers for count in range(1, NUM_LAYERS + 1) for layers in itertools.combinations(ALL, count)]
@@ -144,6 +145,18 @@ def test_greedy_sets_are_nested(weights, objective, variant):
     schedule = search_depth_schedule(model, make_rows(3), PROCESSOR, objective)
     for fewer, more in itertools.pairwise(schedule.layers):
         assert len(fewer) + 1 == len(more) and set(fewer) < set(more)
+
+
+def test_a_beam_looks_at_evenly_spaced_layers_too(dataset, monkeypatch):
+    """The two best sets of three layers lead to others than the best of two, which training may have used."""
+    scores = {(0, 1, 2): 1.0, (1, 2, 3): 2.0, select_layers(2, NUM_LAYERS): 0.0}
+
+    def score(scorer, sets, title):
+        return {layers: scores.get(layers, 3.0) for layers in sets}
+
+    monkeypatch.setattr(LayerSetScorer, "score", score)
+    found = [search_depth_schedule(make_dynamic("wavlm"), dataset, PROCESSOR, beam_size=size) for size in (1, 2)]
+    assert [schedule.layers[1] for schedule in found] == [[0, 1], [0, 3]]
 
 
 @pytest.mark.parametrize("objective", ["ctc", "kl"])
