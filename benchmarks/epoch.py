@@ -122,7 +122,15 @@ def main() -> None:
     add_clock_option(parser)
     args = parser.parse_args()
     print(conditions(), end="\n\n")
-    header = ["recipe", "steps", "utterances", "epoch, s", "forward and backward, s", "optimizer, s", "rest / passes"]
+    header = [
+        "recipe",
+        "steps",
+        "utterances",
+        "epoch, s",
+        "forward and backward, s",
+        "optimizer and clipping, s",
+        "rest / passes",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         print_table(header, (measure(path, args, f"{folder}/{index}") for index, path in enumerate(args.recipes)))
 

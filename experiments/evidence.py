@@ -18,7 +18,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import torch
@@ -38,7 +38,7 @@ from hf_dld.models import DYNAMIC_CLASSES
 
 @dataclass
 class Experiment:
-    """One YAML file (which may extend another): the data, the model, and what is compared.
+    """One YAML file (which may extend another): the data, the model, and what is compared, by the error `judged_by`.
 
     `methods` maps a name to options: those of `DLDTrainingArguments`, and
 
@@ -72,6 +72,7 @@ class Experiment:
     vocabulary: str = "characters"
     vocab_size: int = 256
     max_duration_s: float = 30.0
+    judged_by: Literal["wer", "cer"] = "wer"
     eval_steps: int = 250
     eval_depths: list[int] = field(default_factory=list)
     remark: str = ""
@@ -132,7 +133,8 @@ class Stopwatch(TrainerCallback, ExportableState):
         self.cpu_s, self.last = self.cpu_s + now - self.last, now
 
     def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
-        rates = {name.removeprefix("eval_"): value for name, value in metrics.items() if "wer" in name}
+        found = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        rates = {name: value for name, value in found.items() if name.startswith(("wer", "cer"))}
         self.evaluations.append({"step": state.global_step, "cpu_s": self.cpu_s, **rates})
         self.last = time.process_time()
 

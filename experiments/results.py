@@ -51,6 +51,7 @@ class Finished:
         paths = [self.folder / f"{run.name}.json" for run in plan(experiment)]
         self.runs = [json.loads(path.read_text(encoding="utf-8")) | {"path": path} for path in paths if path.exists()]
         self.num_layers = experiment.model_config["num_hidden_layers"]
+        self.unit = experiment.judged_by
 
     def of(self, method: str, start: str, num_layers: int | None = None) -> list[dict[str, Any]]:
         return [
@@ -59,28 +60,31 @@ class Finished:
             if (run["method"], run["start"]) == (method, start) and num_layers in (None, run["num_layers"])
         ]
 
-    def rates(self, method: str, start: str, depth: int, unit: str = "wer") -> dict[int, float]:
-        """Error rates by seed, with the layers that the method itself uses; a static model has its own depth alone."""
+    def rates(self, method: str, start: str, depth: int, unit: str | None = None) -> dict[int, float]:
+        """Error rates by seed, of what the experiment is judged by unless another `unit` is asked for.
+
+        With the layers that the method itself uses; a static model has its own depth alone.
+        """
         rates = {}
         for run in self.of(method, start):
             own = next(iter(run["rates"].values()))
             for row in own:
                 if row["num_active_layers"] == depth:
-                    rates[run["seed"]] = row[unit]
+                    rates[run["seed"]] = row[unit or self.unit]
         return rates
 
     def changes(self, method: str, reference: str, start: str, depth: int) -> list[float]:
-        """Relative changes of the WER, a seed each."""
+        """Relative changes of the error rate, a seed each."""
         ours, theirs = (self.rates(name, start, depth) for name in (method, reference))
         return [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
 
     def errors(self, method: str, start: str, depth: int) -> dict[int, np.ndarray]:
-        """Word errors of each test utterance, by seed."""
-        errors = {}
+        """Word or character errors of each test utterance, by seed."""
+        errors, name = {}, {"wer": "word", "cer": "character"}[self.unit] + f"_errors_{depth}"
         for run in self.of(method, start):
             with np.load(run["path"].with_suffix(".npz")) as stored:
-                if f"word_errors_{depth}" in stored:
-                    errors[run["seed"]] = stored[f"word_errors_{depth}"].astype(np.int64)
+                if name in stored:
+                    errors[run["seed"]] = stored[name].astype(np.int64)
         return errors
 
     def interval(self, method: str, reference: str, start: str, depth: int) -> str:
@@ -123,18 +127,18 @@ def verdict(changes: list[float], wanted: float) -> str:
 
 def claims_table(done: Finished) -> list[str]:
     """The paper's three claims: method, our figure, whether it holds."""
-    rows, reference = [], done.experiment.reference
+    rows, reference, unit = [], done.experiment.reference, done.unit.upper()
     high = max(depth for depth in done.experiment.depths if depth <= done.num_layers / 4)
     for start in STARTS:
         for what, depth, claimed in (
-            (f"WER at high dropping ({high} of {done.num_layers} layers)", high, -0.0932),
-            ("WER without dropping", done.num_layers, -0.0225),
+            (f"{unit} at high dropping ({high} of {done.num_layers} layers)", high, -0.0932),
+            (f"{unit} without dropping", done.num_layers, -0.0225),
         ):
             changes = done.changes(PAPER, reference, start, depth)
             if changes:
                 ours = [spread(changes, sign="+") + " %", done.interval(PAPER, reference, start, depth)]
                 rows.append([f"{what}, {STARTS[start]}", f"{100 * claimed:+.2f} %", *ours, verdict(changes, claimed)])
-        what = f"training time to layer dropping's final WER, {STARTS[start]}"
+        what = f"training time to layer dropping's final {unit}, {STARTS[start]}"
         rows += time_row(done, PAPER, start, what, -0.333)
     header = ["the paper's claim, against plain layer dropping", "paper", "here", INTERVAL, "verdict"]
     return table(header, rows) if rows else []
@@ -155,14 +159,14 @@ def time_row(done: Finished, method: str, start: str, what: str, wanted: float) 
 
 
 def budget_ratios(done: Finished, method: str, start: str, unit: Literal["cpu_s", "step"]) -> list[float | None]:
-    """What it takes to reach the reference's final validation WER, over its whole training; None if never reached."""
-    ratios = []
+    """What it takes to reach the reference's final error on validation, over its whole training; None if never."""
+    ratios, rate = [], f"{done.unit}_mean"
     for run in done.of(done.experiment.reference, start):
         twin = [other for other in done.of(method, start) if other["seed"] == run["seed"]]
-        if not twin or not run["evaluations"]:
+        if not twin or not run["evaluations"] or rate not in run["evaluations"][-1]:
             continue
-        target = run["evaluations"][-1]["wer_mean"]
-        reached = [point[unit] for point in twin[0]["evaluations"] if point["wer_mean"] <= target]
+        target = run["evaluations"][-1][rate]
+        reached = [point[unit] for point in twin[0]["evaluations"] if point[rate] <= target]
         whole = run["train_cpu_s"] if unit == "cpu_s" else run["arguments"]["max_steps"]
         ratios.append(reached[0] / whole if reached else None)
     return ratios
@@ -179,7 +183,8 @@ def goals_table(done: Finished) -> list[str]:
                 rows += goal_row(done, what, reference, start, depth, wanted)
         what = f"{full} layers, {STARTS[start]}, against a static model trained as long"
         rows += goal_row(done, what, STATIC, start, full, 0.0)
-        rows += time_row(done, SHIPPED, start, f"time to plain layer dropping's final WER, {STARTS[start]}", -0.5)
+        what = f"time to plain layer dropping's final {done.unit.upper()}, {STARTS[start]}"
+        rows += time_row(done, SHIPPED, start, what, -0.5)
     for depth in done.experiment.depths:
         if depth >= full / 3:
             what = f"{depth} layers, from scratch, against a static model of that depth"
@@ -213,7 +218,8 @@ def times_table(done: Finished) -> list[str]:
             per_step = [run["train_cpu_s"] / steps for run in runs]
             commits = ", ".join(sorted({run["commit"][:7] for run in runs}))
             rows.append([method, STARTS[start], commits, spread(per_step, 1000), *reached])
-    header = ["method", "start", "commit", "CPU ms a step", "steps to plain layer dropping's final WER, % of its"]
+    header = ["method", "start", "commit", "CPU ms a step"]
+    header.append(f"steps to plain layer dropping's final {done.unit.upper()}, % of its")
     header.append("CPU seconds to that, % of its")
     costs = {
         path.stem.removeprefix("cost-of-teacher-"): path for path in sorted(done.folder.glob("cost-of-teacher-*.json"))
@@ -241,14 +247,14 @@ def selections_table(done: Finished) -> list[str]:
                 continue
             for selection in SELECTIONS:
                 if selection in run["rates"]:
-                    cells = [f"{100 * row['wer']:.1f}" for row in run["rates"][selection]]
+                    cells = [f"{100 * row[done.unit]:.1f}" for row in run["rates"][selection]]
                     rows.append([f"{method}, {STARTS[start]}", selection, *cells])
-    header = ["WER %, one seed", "layers", *(str(depth) for depth in done.experiment.depths)]
+    header = [f"{done.unit.upper()} %, one seed", "layers", *(str(depth) for depth in done.experiment.depths)]
     return table(header, rows, left=2) if rows else []
 
 
 def draw(done: Finished, path: Path) -> bool:
-    """WER against active layers for the methods of `shown`, an axis for each start; False where nothing is finished."""
+    """Errors against active layers for the methods of `shown`, an axis for each start; False if nothing is finished."""
     starts = [start for start in STARTS if any(done.of(method, start) for method in done.experiment.shown)]
     if not starts:
         return False
@@ -268,7 +274,8 @@ def draw(done: Finished, path: Path) -> bool:
         axis.set_xlabel("active encoder layers")
         axis.set_xticks(done.experiment.depths)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("word error rate (%), mean and range over seeds")
+    unit = {"wer": "word", "cer": "character"}[done.unit]
+    axes[0][0].set_ylabel(f"{unit} error rate (%), mean and range over seeds")
     axes[0][0].set_ylim(bottom=0)
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
     shown = [method for method in done.experiment.shown if method in lines]
@@ -289,10 +296,10 @@ def page(experiments: Iterable[Experiment]) -> str:
         lines += [f"## {experiment.title}", ""]
         lines += [f"Data: {experiment.licence}; made by `{experiment.made_by.strip()}`.", ""]
         if draw(done, IMAGES / f"results_{experiment.name}"):
-            lines += [f"![WER against active layers](images/results_{experiment.name}.png)", ""]
+            lines += [f"![{done.unit.upper()} against active layers](images/results_{experiment.name}.png)", ""]
         lines += [experiment.remark.strip(), ""] if experiment.remark else []
         lines += [*claims_table(done), *goals_table(done)]
-        for unit in ("wer", "cer"):
+        for unit in ("wer", "cer") if done.unit == "wer" else ("cer", "wer"):
             for start in STARTS:
                 lines += error_table(done, start, unit)
         lines += [*times_table(done), *selections_table(done)]
