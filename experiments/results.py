@@ -276,7 +276,7 @@ def draw(done: Finished, path: Path) -> bool:
         axis.grid(alpha=0.3)
     unit = {"wer": "word", "cer": "character"}[done.unit]
     axes[0][0].set_ylabel(f"{unit} error rate (%), mean and range over seeds")
-    axes[0][0].set_ylim(bottom=0)
+    axes[0][0].set_ylim(0, min(axes[0][0].get_ylim()[1], 105))  # beyond there are more errors than words
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
     shown = [method for method in done.experiment.shown if method in lines]
     axes[0][-1].legend([lines[method] for method in shown], shown, frameon=False, fontsize=8)
