@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 4, 8, 12])
     parser.add_argument("--audio_s", type=float, nargs="+", default=AUDIO_S)
-    parser.add_argument("--rounds", type=int, default=3, help="calibrations, each followed by --passes of each point")
+    parser.add_argument("--rounds", type=int, default=2, help="calibrations, each followed by --passes of each point")
     parser.add_argument("--passes", type=int, default=2)
     args = parser.parse_args()
     print(f"{conditions()}\n")

@@ -122,8 +122,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="a trained dynamic checkpoint; default: a random one of base size")
     parser.add_argument("--dataset", help="with --checkpoint: its corpus, of which the test split is transcribed")
     parser.add_argument("--model_type", default="dld_wavlm", choices=sorted(DYNAMIC_CLASSES), help="of the random one")
-    parser.add_argument("--depths", type=int, nargs="+", default=[3, 6, 12])
-    parser.add_argument("--seconds", type=float, nargs="+", default=[5, 20], help="of noise, for the random one")
+    parser.add_argument("--depths", type=int, nargs="+", default=[3, 12])
+    parser.add_argument("--seconds", type=float, nargs="+", default=[5], help="of noise, for the random one")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     if bool(args.checkpoint) != bool(args.dataset):
