@@ -97,8 +97,7 @@ def audio_name(audio: Any) -> str:
 def audio_key(audio: Any) -> str:
     """A hash of what is heard: of the file's bytes, wherever they come from, or of the samples and their rate.
 
-    128 bits of XXH3, which no one guards against forgery, and which costs a training step nothing: batches are looked
-    up by it in each epoch.
+    128 bits of XXH3: no proof against forgery, but quick, for training looks its batches up by it in every epoch.
 
     Args:
         audio: as for `decode_audio`.
