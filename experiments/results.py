@@ -26,6 +26,7 @@ PAGE = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images"
 SHIPPED, PAPER, STATIC = "DLD, balanced (shipped)", "DLD, Bernoulli 0.5 (the paper)", "static, trained alone"
 INTERVAL = "95 % interval"
+COUNTED = {"wer": "word", "cer": "character"}
 STARTS = {"teacher": "from the teacher's weights", "scratch": "from scratch"}
 INTRODUCTION = """# Results
 
@@ -80,7 +81,7 @@ class Finished:
 
     def errors(self, method: str, start: str, depth: int) -> dict[int, np.ndarray]:
         """Word or character errors of each test utterance, by seed."""
-        errors, name = {}, {"wer": "word", "cer": "character"}[self.unit] + f"_errors_{depth}"
+        errors, name = {}, COUNTED[self.unit] + f"_errors_{depth}"
         for run in self.of(method, start):
             with np.load(run["path"].with_suffix(".npz")) as stored:
                 if name in stored:
@@ -158,7 +159,7 @@ def time_row(done: Finished, method: str, start: str, what: str, wanted: float) 
     return [[what, f"{100 * wanted:+.3g} %", ours, "", held]]
 
 
-def budget_ratios(done: Finished, method: str, start: str, unit: Literal["cpu_s", "step"]) -> list[float | None]:
+def budget_ratios(done: Finished, method: str, start: str, budget: Literal["cpu_s", "step"]) -> list[float | None]:
     """What it takes to reach the reference's final error on validation, over its whole training; None if never."""
     ratios, rate = [], f"{done.unit}_mean"
     for run in done.of(done.experiment.reference, start):
@@ -166,8 +167,8 @@ def budget_ratios(done: Finished, method: str, start: str, unit: Literal["cpu_s"
         if not twin or not run["evaluations"] or rate not in run["evaluations"][-1]:
             continue
         target = run["evaluations"][-1][rate]
-        reached = [point[unit] for point in twin[0]["evaluations"] if point[rate] <= target]
-        whole = run["train_cpu_s"] if unit == "cpu_s" else run["arguments"]["max_steps"]
+        reached = [point[budget] for point in twin[0]["evaluations"] if point[rate] <= target]
+        whole = run["train_cpu_s"] if budget == "cpu_s" else run["arguments"]["max_steps"]
         ratios.append(reached[0] / whole if reached else None)
     return ratios
 
@@ -212,7 +213,7 @@ def times_table(done: Finished) -> list[str]:
             steps = runs[0]["arguments"]["max_steps"]
             # the others are evaluated at their full depth alone
             if runs[0]["kind"] == "dynamic":
-                reached = [reached_after(budget_ratios(done, method, start, unit)) for unit in ("step", "cpu_s")]
+                reached = [reached_after(budget_ratios(done, method, start, budget)) for budget in ("step", "cpu_s")]
             else:
                 reached = ["", ""]
             per_step = [run["train_cpu_s"] / steps for run in runs]
@@ -274,8 +275,7 @@ def draw(done: Finished, path: Path) -> bool:
         axis.set_xlabel("active encoder layers")
         axis.set_xticks(done.experiment.depths)
         axis.grid(alpha=0.3)
-    unit = {"wer": "word", "cer": "character"}[done.unit]
-    axes[0][0].set_ylabel(f"{unit} error rate (%), mean and range over seeds")
+    axes[0][0].set_ylabel(f"{COUNTED[done.unit]} error rate (%), mean and range over seeds")
     axes[0][0].set_ylim(0, min(axes[0][0].get_ylim()[1], 105))  # beyond there are more errors than words
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
     shown = [method for method in done.experiment.shown if method in lines]
