@@ -1,7 +1,7 @@
 """Does it pay to go deeper only where few layers are unsure? Against fixed depths of the same average cost.
 
     python experiments/cascade.py --dataset outputs/babble_digits \\
-        --models outputs/evidence/digits_wavlm/teachers/strong outputs/schedule/bernoulli
+        --models experiments/results/digits_wavlm/teachers/strong outputs/schedule/bernoulli
 
 (the models of experiments/schedule.py, with evenly spaced layers and with the first ones, of which all are shared.)
 

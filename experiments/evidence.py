@@ -13,6 +13,7 @@ The test split is transcribed once, when a run is done. What is logged on the wa
 """
 
 import argparse
+import hashlib
 import re
 import shutil
 import time
@@ -116,6 +117,14 @@ def plan(experiment: Experiment) -> list[Run]:
     return runs
 
 
+def teachers_of(run: Run) -> list[str]:
+    """The teachers that a run begins as, or learns from."""
+    begins = ["strong"] if run.start == "teacher" else []
+    learns = run.options.get("kind", "dynamic") == "dynamic" and run.options.get("kl_weight", 1.0) > 0
+    teacher = run.options.get("teacher", "strong")
+    return sorted({*begins, teacher} if learns and teacher != "self" else begins)
+
+
 class Stopwatch(TrainerCallback, ExportableState):
     """CPU seconds of training, without evaluations, beside what the evaluations found; checkpoints hold them too."""
 
@@ -181,13 +190,16 @@ class Bench:
         )
 
     def teacher_folder(self, name: str) -> Path:
-        """The folder of a teacher, trained here when it is not there yet; its cost is stored beside the results."""
-        folder = self.work / "teachers" / name
+        """The folder of a teacher beside the results, trained when it is not there yet, and what that took.
+
+        It is stored with them because its students begin as it: trained anew on another machine, it is another one.
+        """
+        folder = RESULTS_DIR / self.experiment.name / "teachers" / name
         if not (folder / "config.json").exists():
             set_seed(0)
             model = self.fresh_model(self.experiment.model_config["num_hidden_layers"])
             arguments = {**self.experiment.training, **self.experiment.teachers[name], "seed": 0}
-            checkpoints = folder.with_name(f"{name}_checkpoints")  # a teacher may take hours
+            checkpoints = self.work / "teachers" / name  # a teacher may take hours
             saved = {"output_dir": str(checkpoints), "save_strategy": "steps", "save_steps": 500, "save_total_limit": 1}
             args = hf_dld.CTCTrainingArguments(
                 **self.quiet(arguments | saved), restore_callback_states_from_checkpoint=True
@@ -202,6 +214,10 @@ class Bench:
             save_whole(folder, model, self.processor)  # last: where it is, the teacher is not trained again
             shutil.rmtree(checkpoints)
         return folder
+
+    def teacher_digest(self, name: str) -> str:
+        with (self.teacher_folder(name) / "model.safetensors").open("rb") as weights:
+            return hashlib.file_digest(weights, "sha256").hexdigest()[:12]
 
     def quiet(self, arguments: dict[str, Any]) -> dict[str, Any]:
         fixed = {"output_dir": str(self.work / "checkpoints"), "save_strategy": "no", "disable_tqdm": True}
@@ -250,6 +266,7 @@ class Bench:
             "num_layers": run.num_layers,
             "kind": kind,
             "arguments": arguments | {"teacher": run.options.get("teacher", "strong")},
+            "teachers": {name: self.teacher_digest(name) for name in teachers_of(run)},
             **environment(),
             "threads": torch.get_num_threads(),
             "train_cpu_s": stopwatch.cpu_s,
@@ -338,7 +355,7 @@ SELECTIONS = ("even", "first", "schedule", "random")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help="YAML file")
-    parser.add_argument("--work", type=Path, default=Path("outputs/evidence"), help="teachers and posteriors")
+    parser.add_argument("--work", type=Path, default=Path("outputs/evidence"), help="data, posteriors and checkpoints of teachers")
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--num_shards", type=int, default=1)
     parser.add_argument("--only", default="", help="regular expression that names of runs match")

@@ -198,7 +198,7 @@ def load_splits(folder: Path, dataset: str, names: Iterable[str]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--teacher", type=Path, default=Path("outputs/evidence/digits_wavlm/teachers/strong"))
+    parser.add_argument("--teacher", type=Path, default=RESULTS_DIR / "digits_wavlm/teachers/strong")
     parser.add_argument("--output", type=Path, required=True, help="folder for the students")
     parser.add_argument("--name", default="schedule", help="of the file in experiments/results")
     parser.add_argument("--unit", choices=["word", "character"], default="word", help="that errors on test are of")
