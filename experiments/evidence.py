@@ -355,7 +355,7 @@ SELECTIONS = ("even", "first", "schedule", "random")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help="YAML file")
-    parser.add_argument("--work", type=Path, default=Path("outputs/evidence"), help="data, posteriors and checkpoints of teachers")
+    parser.add_argument("--work", type=Path, default=Path("outputs/evidence"), help="posteriors, unfinished teachers")
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--num_shards", type=int, default=1)
     parser.add_argument("--only", default="", help="regular expression that names of runs match")

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
+from ..data.collator import on_model
 from ..models.depth import check_num_active_layers
 from .ctc_trainer import CTCTrainer
 from .lora import adapters_off, check_base_teacher
@@ -171,12 +172,11 @@ class DLDTrainer(CTCTrainer):
             cache,
             self.train_dataset,
             processor,
-            self.teacher,
+            self.run_teacher,
             lambda samples: num_frames(teacher, samples),
             top=args.teacher_cache_top,
             temperature=args.kl_temperature,
             dtype=CACHE_DTYPES[args.teacher_cache_dtype],
-            device=args.device,
             rank=args.process_index,
             num_processes=args.world_size,
             num_workers=args.dataloader_num_workers,
@@ -273,7 +273,11 @@ class DLDTrainer(CTCTrainer):
         if self.base_teaching:
             with adapters_off(self.unwrapped_model):
                 return self.model_wrapped(**model_inputs, active_layers=tuple(range(self.num_layers))).logits
-        return self.teacher(**model_inputs).logits
+        return self.run_teacher(**model_inputs).logits
+
+    def run_teacher(self, **model_inputs: torch.Tensor) -> ModelOutput:
+        """The teacher's output; it may hold its weights in a lower precision than the student, and hears so too."""
+        return self.teacher(**on_model(model_inputs, self.teacher))
 
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

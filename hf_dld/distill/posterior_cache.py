@@ -160,7 +160,6 @@ def fill_posterior_cache(
     top: int,
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float16,
-    device: torch.device | str = "cpu",
     rank: int = 0,
     num_processes: int = 1,
     num_workers: int = 0,
@@ -177,12 +176,11 @@ def fill_posterior_cache(
         cache: what is missing is written to its folder.
         dataset: examples with `audio`, each reached by its index.
         processor: holds the feature extractor.
-        teacher: the frozen CTC model, called with the features; returns `logits` (1, frames, vocab).
+        teacher: called with the features, on the CPU; returns the frozen CTC model's `logits` (1, frames, vocab).
         frames_of: from samples to frames.
         top: tokens of each frame to keep.
         temperature: of the posteriors.
         dtype: of the log-probabilities on disk.
-        device: where the teacher is.
         rank, num_processes: this process does every `num_processes`-th utterance. All may write at the same time.
         num_workers: processes that decode.
         shard_s: a shard is written after so many seconds, or after a million frames.
@@ -207,7 +205,7 @@ def fill_posterior_cache(
             continue
         frames = int(frames_of(features.pop("input_lengths")[0]))
         with torch.no_grad():
-            logits = teacher(**{name: tensor.to(device) for name, tensor in features.items()}).logits[0, :frames]
+            logits = teacher(**features).logits[0, :frames]
         log_probs, tokens = truncate_posteriors(logits, top, temperature)
         token_dtype = torch.int16 if logits.shape[-1] <= 2**15 else torch.int32
         pending[key] = log_probs.to("cpu", dtype), tokens.to("cpu", token_dtype)

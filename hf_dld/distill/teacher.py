@@ -76,14 +76,17 @@ def has_frozen_feature_encoder(model: nn.Module) -> bool:
 
 
 def equal_feature_encoders(teacher: nn.Module, student: nn.Module) -> bool:
-    """Whether both models, dynamic ones, make the same features of the same samples: equal settings and tensors."""
+    """Whether both models, dynamic ones, make the same features of the same samples: equal settings and tensors.
+
+    The teacher's may be the student's in a lower precision: it then gets better features than its own.
+    """
     if not all(hasattr(model, "extract_features") for model in (teacher, student)):
         return False
     if any(getattr(teacher.config, name) != getattr(student.config, name) for name in FEATURE_ENCODER_SETTINGS):
         return False
     theirs, ours = (feature_encoder(model).state_dict() for model in (teacher, student))
     return theirs.keys() == ours.keys() and all(
-        theirs[name].dtype == tensor.dtype and theirs[name].equal(tensor) for name, tensor in ours.items()
+        theirs[name].equal(tensor.to(theirs[name].dtype)) for name, tensor in ours.items()
     )
 
 

@@ -1,5 +1,6 @@
 """WavLM with any number of its encoder layers. Tensor names and outputs at full depth are those of stock WavLM."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,6 +44,21 @@ def eager_attention_forward(
     weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
+
+
+def product_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as two matrix products, which processors have units for in bfloat16; torch's fused kernel does not."""
+    query, key, value, mask = (tensor.flatten(0, 1) for tensor in (query * scaling, key, value, attention_mask))
+    weights = nn.functional.softmax(torch.baddbmm(mask, query, key.transpose(1, 2)), dim=-1)
+    return torch.bmm(weights, value).unflatten(0, (-1, attention_mask.shape[1])).transpose(1, 2), None
 
 
 class DLDWavLMAttention(WavLMAttention):
@@ -89,21 +105,28 @@ class DLDWavLMAttention(WavLMAttention):
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
 
         gate = self.compute_gate(hidden_states.view(head_shape)).to(query.dtype)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         inputs, length = (query, key, value, gate, position_bias), self.num_heads
         if in_pieces(gate.device):
             # of no more heads at a time than whose gated bias stays in the processor's cache until it is used
-            length = piece_length(self.num_heads, gate.nbytes * gate.shape[-2])
+            bias_bytes = gate.nbytes * gate.shape[-2]
+            if query.dtype == torch.bfloat16 and self.config._attn_implementation == "sdpa":
+                attention, bias_bytes = product_attention, 2 * bias_bytes  # and so do its weights
+            length = piece_length(self.num_heads, bias_bytes)
         if length >= self.num_heads:
-            output, weights = self.attend(*inputs, attention_mask, **kwargs)
+            output, weights = self.attend(attention, *inputs, attention_mask, **kwargs)
         else:
             pieces = zip(*(heads.split(length, dim=1) for heads in inputs), strict=True)
-            outputs, weights = zip(*(self.attend(*piece, attention_mask, **kwargs) for piece in pieces), strict=True)
+            outputs, weights = zip(
+                *(self.attend(attention, *piece, attention_mask, **kwargs) for piece in pieces), strict=True
+            )
             output = torch.cat(outputs, dim=2)
             weights = None if weights[0] is None else torch.cat(weights, dim=1)
         return self.out_proj(output.reshape(hidden_states.shape)), weights, position_bias
 
     def attend(
         self,
+        attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -116,7 +139,6 @@ class DLDWavLMAttention(WavLMAttention):
         bias = position_bias.to(query.dtype)
         # one pass over (batch, heads, frames, frames): the gated bias and the padding mask become one attention mask
         bias = gate * bias if attention_mask is None else torch.addcmul(attention_mask.to(query.dtype), gate, bias)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
 

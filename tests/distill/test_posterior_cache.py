@@ -124,12 +124,14 @@ def test_a_complete_cache_trains_as_the_live_teacher(tmp_path, processor, datase
     noisy = {"hidden_dropout": 0.1, "mask_time_prob": 0.2, "mask_time_length": 2}
     options = {"kl_direction": direction, "kl_temperature": 1.5, "depth_sampling": sampling}
     cached = {"teacher_cache_dir": str(tmp_path / "cache"), "teacher_cache_top": 12, "teacher_cache_dtype": "float32"}
-    trainers = []
+    trainers, trained = [], []
     for name, cache in (("live", {}), ("cached", cached)):
         model = make_dynamic("wavlm-stable", **{**NO_DROPOUT, **noisy})
         trainers.append(make_trainer(tmp_path / name, processor, dataset, model=model, **options, **cache))
         trainers[-1].train()
-    assert_same(*map(weights, trainers), atol=2e-5, rtol=1e-4)
+        # a bias of the keys adds the same to all scores of a frame: its gradient is rounding, which Adam makes large
+        trained.append({name: tensor for name, tensor in weights(trainers[-1]).items() if "k_proj.bias" not in name})
+    assert_same(*trained, atol=2e-5, rtol=1e-4)
     losses = [[log["kl_loss"] for log in trainer.state.log_history if "kl_loss" in log] for trainer in trainers]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 

@@ -331,6 +331,26 @@ def test_adapters_share_the_feature_encoder_with_the_weights_under_them(tmp_path
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("make_teacher", [make_stock, make_dynamic])
+def test_a_teacher_hears_in_its_own_precision(tmp_path, processor, dataset, make_teacher, cached):
+    """A checkpoint in bfloat16 loads as such; the student stays in float32, and its features serve both."""
+    cache = {"teacher_cache_dir": str(tmp_path / "cache")} if cached else {}
+    losses, runs = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        student, teacher = make_dynamic("wavlm-stable", **NO_DROPOUT), make_teacher("wavlm-stable", **NO_DROPOUT)
+        student.freeze_feature_encoder()
+        calls = []
+        teacher.wavlm.feature_extractor.conv_layers[0].register_forward_hook(lambda *_, c=calls: c.append(1))
+        options = {"model": student, "teacher": teacher.to(dtype), "max_steps": 1, **cache}
+        trainer = make_trainer(tmp_path / str(dtype), processor, dataset, **options)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["kl_loss"])
+        runs.append(len(calls))
+    assert 0 < abs(losses[1] - losses[0]) < 0.02 * losses[0]
+    assert runs[0] == runs[1] == (12 if cached else make_teacher is make_stock)
+
+
 def test_feature_encoders_that_differ_are_not_shared(tmp_path, processor, dataset):
     batch = {"input_values": torch.zeros(1, 4000)}
     for what in ("trained", "another", "stock", "settings"):

@@ -131,6 +131,26 @@ def test_long_audio_is_attended_to_a_few_heads_at_a_time(variant, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", WAVLM)
+def test_bfloat16_is_attended_to_by_products(variant, monkeypatch):
+    """torch's fused kernel for CPUs takes as long in bfloat16 as in float32, or longer; products take half."""
+    model, batch = make_dynamic(variant).to(torch.bfloat16), speech(2.0)
+    batch["input_values"] = batch["input_values"].to(torch.bfloat16)
+    logits = []
+    for size in (pieces.PIECE_BYTES, 1):
+        monkeypatch.setattr(pieces, "PIECE_BYTES", size)
+        with torch.inference_mode(), Operations() as mode:
+            logits.append(model(**batch).logits)
+        assert not any("attention" in name for name in mode.counts)
+    torch.testing.assert_close(logits[0], logits[1])
+    fused = model(**batch).logits.detach()  # where a gradient may be needed
+    assert (logits[0] - fused).norm() < 0.02 * fused.norm()
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attentions = model(**batch, output_attentions=True).attentions
+    assert len(attentions) == NUM_LAYERS
+
+
+@pytest.mark.parametrize("variant", WAVLM)
 def test_a_gradient_or_an_exporter_sees_all_heads_at_once(variant, monkeypatch):
     monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
     model, batch = make_dynamic(variant), speech(1.0)
