@@ -97,7 +97,7 @@ def spread(rates: list[float]) -> list[Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=12.0, help="of audio in each utterance")
-    parser.add_argument("--utterances", type=int, default=64, help="in the shards, and in a pass")
+    parser.add_argument("--utterances", type=int, default=32, help="in the shards, and in a pass")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3, help="passes that are timed")
     parser.add_argument("--models", nargs="*", default=["digits_wavlm"], help="whose steps are timed")

@@ -30,6 +30,7 @@ SMALL = {  # the size of examples/quickstart.yaml
     "num_conv_pos_embedding_groups": 8,
     "vocab_size": 32,
 }
+AT_LEAST_S = 2.0  # of rounds for each ratio
 MODELS = {
     "WavLM base": (DLDWavLMForCTC, DLDWavLMConfig, {}),
     "WavLM small": (DLDWavLMForCTC, DLDWavLMConfig, {**SMALL, "do_stable_layer_norm": True}),
@@ -70,7 +71,10 @@ def compare_full_depth(args: argparse.Namespace) -> Iterator[list[object]]:
                 values = audio(batch_size, seconds, args.dtype)
                 difference = float((dynamic(values).logits - stock(values).logits).abs().max())
                 times = time_interleaved(
-                    {"dynamic": partial(dynamic, values), "stock": partial(stock, values)}, args.runs, 0
+                    {"dynamic": partial(dynamic, values), "stock": partial(stock, values)},
+                    args.runs,
+                    warm_up=0,
+                    at_least_s=AT_LEAST_S,
                 )
                 cells = [f"{median(times[which]):.3f}" for which in ("stock", "dynamic")]
                 memory = peak_bytes(dynamic, values) / peak_bytes(stock, values)
@@ -99,6 +103,7 @@ def compare_depths(args: argparse.Namespace) -> Iterator[list[object]]:
                         "static": partial(static, values),
                     },
                     args.runs,
+                    at_least_s=AT_LEAST_S,
                 )
                 cells = [ratio(times, "dynamic", "static"), ratio(times, "dynamic", "alone")]
                 yield [name, f"{depth} of {num_layers}", seconds, f"{median(times['static']):.3f}", *cells]

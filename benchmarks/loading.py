@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--model", choices=CLASSES, default="wavlm", help="base size: 12 layers, 768 wide")
     parser.add_argument("--num_active_layers", type=int, default=3)
     parser.add_argument("--dtype", help="convert the weights while loading, such as bfloat16")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
 
     dynamic_class, stock_class = CLASSES[args.model]

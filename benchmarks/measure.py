@@ -35,18 +35,21 @@ def time_interleaved(
     runs: int,
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    at_least_s: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each call, `runs` times in turn, so that whatever disturbs the machine disturbs all alike.
 
-    Every second round goes backwards: no call always has the one before it to thank for a warm cache. With
-    `time.process_time` as the `clock`, the seconds are those of the CPU, which others' work lengthens less.
+    More rounds follow until `at_least_s` are over: short calls need more of them to tell a ratio. Every second round
+    goes backwards: no call always has the one before it to thank for a warm cache. With `time.process_time` as the
+    `clock`, the seconds are those of the CPU, which others' work lengthens less.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in [*calls.values()] * warm_up:
         call()
     gc.collect()
     gc.disable()
-    for run in range(runs):
+    run, began = 0, clock()
+    while run < runs or clock() - began < at_least_s:
         order = list(calls.items())
         for name, call in reversed(order) if run % 2 else order:
             synchronize()
@@ -54,6 +57,7 @@ def time_interleaved(
             call()
             synchronize()
             seconds[name].append(clock() - start)
+        run += 1
     gc.enable()
     return seconds
 

@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["wavlm-base", "ldasr-size", "digits_wavlm"])
     parser.add_argument("--seconds", type=float, default=5.0, help="of audio in each utterance")
     parser.add_argument("--base_batch", type=int, default=1, help="utterances in a batch of wavlm-base; 8 for others")
-    parser.add_argument("--base_steps", type=int, default=4, help="steps in a round, for the large ones")
+    parser.add_argument("--base_steps", type=int, default=3, help="steps in a round, for the large ones")
     parser.add_argument("--steps", type=int, default=8, help="steps in a round, for the others")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--train_feature_encoder", action="store_true")
