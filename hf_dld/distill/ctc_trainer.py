@@ -24,8 +24,11 @@ class CTCTrainer(UtteranceTrainer):
     def compute_utterance_terms(
         self, model: nn.Module, inputs: dict[str, Any]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        frame_lengths = num_frames(self.unwrapped_model, inputs["input_lengths"])
+        inner = self.unwrapped_model
+        frame_lengths = num_frames(inner, inputs["input_lengths"])
         model_inputs = {name: value for name, value in inputs.items() if name not in ("labels", "input_lengths")}
+        # a checkpoint in half precision loads as such, and features come in float32
+        model_inputs[inner.main_input_name] = model_inputs[inner.main_input_name].to(inner.dtype)
         return self.compute_terms(model, model_inputs, frame_lengths, inputs["labels"])
 
     def compute_terms(

@@ -351,6 +351,19 @@ def test_a_teacher_hears_in_its_own_precision(tmp_path, processor, dataset, make
     assert runs[0] == runs[1] == (12 if cached else make_teacher is make_stock)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_student_in_half_precision_trains(tmp_path, processor, dataset, adapted):
+    student = make_dynamic("wavlm-stable", **NO_DROPOUT).to(torch.bfloat16)
+    model, teacher = (get_peft_model(student, lora_config(student, r=2)), "base") if adapted else (student, "stock")
+    trainer = make_trainer(tmp_path, processor, dataset, model=model, teacher=teacher, max_steps=2)
+    before = weights(trainer)
+    trainer.train()
+    moved = [name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])]
+    assert moved and all(("lora" in name) == adapted for name in moved)
+    assert all(math.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
 def test_feature_encoders_that_differ_are_not_shared(tmp_path, processor, dataset):
     batch = {"input_values": torch.zeros(1, 4000)}
     for what in ("trained", "another", "stock", "settings"):
