@@ -91,6 +91,7 @@ def take_step(
 def measure(name: str, args: argparse.Namespace, folder: str) -> list[object]:
     teacher, rate_hz = load_model(name)
     student, stock = load_model(name)[0], teacher.to_static().train()
+    teacher.to(getattr(torch, args.teacher_dtype))
     stock.config.layerdrop = 0.0  # Transformers' default skips every tenth layer
     if not args.train_feature_encoder:
         student.freeze_feature_encoder()
@@ -173,6 +174,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="steps in a round, for the others")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--train_feature_encoder", action="store_true")
+    parser.add_argument("--teacher_dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--teacher_forward", action="store_true")
     add_clock_option(parser)
     args = parser.parse_args()
@@ -183,7 +185,8 @@ def main() -> None:
         header = ["model", "no_grad, s", "inference_mode", "bfloat16 autocast", "features given"]
         print_table(header, (measure_teacher(name, args) for name in args.models))
         return
-    print(f", feature encoder {'trained' if args.train_feature_encoder else 'frozen'}\n")
+    print(f", feature encoder {'trained' if args.train_feature_encoder else 'frozen'}, ", end="")
+    print(f"teacher in {args.teacher_dtype}\n")
     ratios = ["live / stock", "cached / stock", "no KL / stock", "no KL / stock with LayerDrop 0.5"]
     with tempfile.TemporaryDirectory() as folder:
         rows = (measure(name, args, folder) for name in args.models)

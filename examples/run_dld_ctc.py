@@ -19,6 +19,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,10 @@ class ModelArguments:
     )
     teacher_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
     teacher_epochs: float | None = field(default=None, metadata={"help": "Default: num_train_epochs."})
+    teacher_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Precision in which the teacher teaches, such as bfloat16. Default: as it was saved."},
+    )
     student: str | None = field(
         default=None, metadata={"help": "Checkpoint that the student starts from, or 'config'. Default: the teacher."}
     )
@@ -92,6 +97,13 @@ class ModelArguments:
             raise ValueError(
                 "Training from scratch needs model_config with a model_type, one of "
                 f"{sorted(DYNAMIC_CLASSES)}; got {self.model_config!r}."
+            )
+        if self.teacher_dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(f"teacher_dtype must be float32, bfloat16 or float16; got {self.teacher_dtype!r}.")
+        if self.teacher_dtype is not None and self.teacher in ("self", "base"):
+            raise ValueError(
+                f"teacher_dtype is {self.teacher_dtype}, but teacher {self.teacher!r} is the student itself: a "
+                "precision for both is what bf16 or fp16 ask for."
             )
         if self.teacher in ("self", "base") and self.student is None:
             raise ValueError(f"With teacher {self.teacher!r} there is no other model to start from: give student.")
@@ -336,12 +348,12 @@ def make_teacher(
     return str(folder)
 
 
-def load_teacher(teacher: str) -> Any:
+def load_teacher(teacher: str, dtype: str | None = None) -> Any:
     """The dynamic class at full depth where there is one, which computes what the stock class does, faster."""
     if teacher in ("self", "base"):
         return teacher
     model_type = AutoConfig.from_pretrained(teacher).model_type
-    model = DYNAMIC_CLASSES.get(model_type, AutoModelForCTC).from_pretrained(teacher)
+    model = DYNAMIC_CLASSES.get(model_type, AutoModelForCTC).from_pretrained(teacher, dtype=dtype or "auto")
     if model_type in DYNAMIC_CLASSES and not model.config.pruned_layers:
         model.set_active_layers(None)  # whichever of them the checkpoint runs by default
     return model
@@ -358,12 +370,13 @@ def make_student(model_args: ModelArguments, teacher: str | None, processor: Any
     if model_args.student == "config":
         return model_from_config(model_args.model_config, processor)
     source = model_args.student or teacher
-    student, loading = student_class(source).from_pretrained(source, output_loading_info=True)
+    load = partial(student_class(source).from_pretrained, source, dtype=torch.float32)  # less loses small updates
+    student, loading = load(output_loading_info=True)
     new_head = any(name.startswith("lm_head") for name in loading["missing_keys"])
     if new_head and teacher == "base":
         raise ValueError(f"{source} has no CTC head, so that it cannot teach: give a CTC checkpoint as teacher.")
     if new_head:  # which says the teacher's tokens, whatever the encoder was trained to say
-        student = student_class(source).from_pretrained(source, **vocabulary_of(processor))
+        student = load(**vocabulary_of(processor))
     if model_args.lora_r is None:
         return student
     modules_to_save = ["lm_head"] if new_head else None
@@ -509,7 +522,7 @@ def main() -> None:
     trainer = hf_dld.DLDTrainer(
         model=student,
         # held by the trainer alone, which lets it go once its posteriors are cached
-        teacher=load_teacher(teacher) if distils else None,
+        teacher=load_teacher(teacher, model_args.teacher_dtype) if distils else None,
         args=student_args,
         train_dataset=splits["train"],
         **shared,

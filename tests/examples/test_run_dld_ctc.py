@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from conftest import make_dynamic
 from hub_server import TOKEN
@@ -201,6 +202,20 @@ def test_a_student_without_a_head_learns_the_teacher_s_tokens(run, tmp_path):
     assert loaded.num_active_layers == loaded.config.num_hidden_layers, "a teacher teaches what its full depth says"
 
 
+def test_precisions(run, tmp_path):
+    """The teacher has the one that is asked for, or that it was saved in; a student is trained in float32."""
+    processor = hf_dld.build_character_processor(["low mid high"])
+    saved = make_dynamic("wavlm-stable", vocab_size=len(processor.tokenizer), conv_stride=(5, 8, 4))
+    saved.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    processor.save_pretrained(tmp_path / "half")
+    options = {"train_teacher": None, "model_config": None, "max_steps": 1}
+    output = run(**options, teacher=str(tmp_path / "half"))
+    assert hf_dld.DLDWavLMForCTC.from_pretrained(output).dtype == torch.float32
+    load_teacher = runpy.run_path(SCRIPT)["load_teacher"]
+    assert load_teacher(str(tmp_path / "half")).dtype == torch.bfloat16
+    assert load_teacher(str(tmp_path / "half"), "float32").dtype == torch.float32
+
+
 def test_settings_that_belong_together_reach_the_teacher_together(run, tmp_path):
     """And without KL, a cache for posteriors is of no use, but no mistake."""
     schedule = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}
@@ -291,6 +306,8 @@ def test_lora_with_another_teacher_and_a_new_head(run, checkpoint):
         ({"student": "config", "teacher": "self"}, "lora_r adapts a model that is trained already.*student='config'"),
         ({"student": None}, "Give either teacher .* or train_teacher"),
         ({"student": None, "teacher": "base"}, "With teacher 'base' there is no other model to start from"),
+        ({"teacher_dtype": "bfloat16"}, "teacher_dtype is bfloat16, but teacher 'base' is the student itself"),
+        ({"teacher_dtype": "half"}, "teacher_dtype must be float32, bfloat16 or float16; got 'half'"),
         ({"lora_r": None, "teacher": "base"}, "teacher 'base' and the other lora_ options are about LoRA adapters"),
         ({"lora_r": None, "lora_alpha": 8.0}, "the other lora_ options are about LoRA adapters: give lora_r"),
     ],
