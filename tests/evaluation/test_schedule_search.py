@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,8 +227,10 @@ def test_schedule_becomes_the_default_choice_of_a_checkpoint(dataset, batch, tmp
 def test_half_precision_and_adapters(objective, dataset):
     model = make_dynamic("wavlm-stable")
     expected = search_depth_schedule(model, dataset, PROCESSOR, objective)
-    adapted = get_peft_model(model, lora_config(model, r=2))
-    assert search_depth_schedule(adapted, dataset, PROCESSOR, objective) == expected, "adapters start without effect"
+    # adapters start without effect, but products round by where tensors lie in memory
+    adapted = search_depth_schedule(get_peft_model(model, lora_config(model, r=2)), dataset, PROCESSOR, objective)
+    assert adapted.scores == pytest.approx(expected.scores, rel=1e-5, abs=1e-6)
+    assert replace(adapted, scores=expected.scores) == expected
     half = search_depth_schedule(make_dynamic("wavlm-stable").to(torch.bfloat16), dataset, PROCESSOR, objective)
     assert [len(layers) for layers in half.layers] == list(range(1, NUM_LAYERS + 1))
 
