@@ -123,9 +123,14 @@ def measure(name: str, args: argparse.Namespace, folder: str) -> list[object]:
     def steps_of(trainer: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, Any], kl_weight: float) -> Any:
         return lambda: [take_step(trainer, optimizer, inputs, step, kl_weight) for step in range(steps)]
 
+    ran: list[int] = []  # layers of stock steps with layer dropping, which draw more or fewer than half of them
+
     def stock_layerdrop() -> None:
         stock.config.layerdrop = 0.5
+        hooks = [layer.register_forward_hook(lambda *_: ran.append(1)) for layer in stock.base_model.encoder.layers]
         steps_of(ctc, optimizers[0], inputs, 0.0)()
+        for hook in hooks:
+            hook.remove()
         stock.config.layerdrop = 0.0
 
     ways = {
@@ -140,7 +145,7 @@ def measure(name: str, args: argparse.Namespace, folder: str) -> list[object]:
     seconds = time_interleaved(ways, args.rounds, warm_up=0, clock=args.clock)
     stock_s = statistics.median(seconds["stock"]) / steps
     ratios = [ratio(seconds, way, "stock") for way in ("live", "cached", "no KL")]
-    ratios.append(ratio(seconds, "no KL", "stock, layerdrop"))
+    ratios += [ratio(seconds, "no KL", "stock, layerdrop"), f"{len(ran) / steps / args.rounds:.1f}"]
     return [name, batch_size, f"{num_layers / 2:g} of {num_layers}", f"{stock_s:.3f}", *ratios]
 
 
@@ -187,7 +192,13 @@ def main() -> None:
         return
     print(f", feature encoder {'trained' if args.train_feature_encoder else 'frozen'}, ", end="")
     print(f"teacher in {args.teacher_dtype}\n")
-    ratios = ["live / stock", "cached / stock", "no KL / stock", "no KL / stock with LayerDrop 0.5"]
+    ratios = [
+        "live / stock",
+        "cached / stock",
+        "no KL / stock",
+        "no KL / stock with LayerDrop 0.5",
+        "its active layers",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         rows = (measure(name, args, folder) for name in args.models)
         print_table(["model", "batch", "mean active layers", "stock step, s", *ratios], rows)
