@@ -213,6 +213,8 @@ class Bench:
             store(RESULTS_DIR / self.experiment.name / f"cost-of-teacher-{name}.json", cost)
             save_whole(folder, model, self.processor)  # last: where it is, the teacher is not trained again
             shutil.rmtree(checkpoints)
+            for code in folder.glob("*.py"):  # which checkpoints carry for users who lack this package
+                code.unlink()
         return folder
 
     def teacher_digest(self, name: str) -> str:
