@@ -40,7 +40,8 @@ Methods of one table have the same model, data, batches, learning rate and numbe
 test split, which each run transcribes once, at its end; "mean (lowest to highest)" is over seeds, and a table says how
 many are finished: what is not finished is not shown. Intervals come from a paired bootstrap over test utterances, with
 the errors of all seeds together. Times are CPU seconds of one thread and leave evaluations out. Between commits 51fdfb2
-and 75c65b8 the steps of all methods became a quarter cheaper: times compare before or after that, steps always.
+and 75c65b8 steps became a quarter cheaper, and from 22a60b1 on they ran on another processor: times compare within one
+start of one experiment, steps always.
 """
 
 
