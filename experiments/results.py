@@ -52,6 +52,14 @@ class Finished:
         self.experiment, self.folder = experiment, RESULTS_DIR / experiment.name
         paths = [self.folder / f"{run.name}.json" for run in plan(experiment)]
         self.runs = [json.loads(path.read_text(encoding="utf-8")) | {"path": path} for path in paths if path.exists()]
+        began_as = {
+            run.get("teachers", {}).get("strong", "not stored") for run in self.runs if run["start"] == "teacher"
+        }
+        if len(began_as) > 1:
+            raise ValueError(
+                f"{experiment.name}: students of different teachers ({', '.join(sorted(began_as))}) do not compare. Give "
+                "those of one teacher an experiment of their own, as digits_wavlm_first_teacher.yaml is."
+            )
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by
 

@@ -30,3 +30,16 @@ def test_results_page_shows_what_was_stored(monkeypatch, tmp_path):
     results.main()
     assert results.PAGE.read_text() == (ROOT / "docs" / "results.md").read_text()
     assert {path.name for path in tmp_path.glob("*.png")} <= {path.name for path in ROOT.glob("docs/images/*.png")}
+
+
+def test_students_of_different_teachers_are_not_compared(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
+    results, evidence = importlib.import_module("results"), importlib.import_module("evidence")
+    experiment = evidence.read_experiment(ROOT / "experiments" / "evidence" / "digits_wavlm.yaml")
+    monkeypatch.setattr(results, "RESULTS_DIR", tmp_path)
+    (tmp_path / experiment.name).mkdir()
+    for run, teachers in zip(evidence.plan(experiment), ({"strong": "be0e"}, {"strong": "f1a5"}), strict=False):
+        stored = {"method": run.method, "start": "teacher", "seed": run.seed, "teachers": teachers}
+        (tmp_path / experiment.name / f"{run.name}.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"students of different teachers \(be0e, f1a5\) do not compare"):
+        results.Finished(experiment)
