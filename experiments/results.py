@@ -57,8 +57,8 @@ class Finished:
         }
         if len(began_as) > 1:
             raise ValueError(
-                f"{experiment.name}: students of different teachers ({', '.join(sorted(began_as))}) do not compare. Give "
-                "those of one teacher an experiment of their own, as digits_wavlm_first_teacher.yaml is."
+                f"{experiment.name}: students of different teachers ({', '.join(sorted(began_as))}) do not compare. "
+                "Give those of one teacher an experiment of their own, as digits_wavlm_first_teacher.yaml is."
             )
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by

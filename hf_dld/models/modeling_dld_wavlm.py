@@ -110,7 +110,8 @@ class DLDWavLMAttention(WavLMAttention):
         if in_pieces(gate.device):
             # of no more heads at a time than whose gated bias stays in the processor's cache until it is used
             bias_bytes = gate.nbytes * gate.shape[-2]
-            if query.dtype == torch.bfloat16 and self.config._attn_implementation == "sdpa":
+            fused = self.config._attn_implementation == "sdpa"
+            if fused and query.dtype == torch.bfloat16 and not self.training:
                 attention, bias_bytes = product_attention, 2 * bias_bytes  # and so do its weights
             length = piece_length(self.num_heads, bias_bytes)
         if length >= self.num_heads:
