@@ -2,7 +2,6 @@
 
     python examples/corpora/join_digits.py --source ../shared/data/spoken_digits --output outputs/babble_digits \\
         --utterances 4000 200 800 --babble_snr_db 2 12
-    python experiments/evidence.py experiments/evidence/digits_wavlm.yaml --only '^teacher-cut'
     python experiments/schedule.py --dataset outputs/babble_digits --output outputs/schedule
 
 From the teacher's weights trains a dynamic student for each way of drawing layers, by layer dropping alone ("none" is
