@@ -1,6 +1,5 @@
 """WavLM with any number of its encoder layers. Tensor names and outputs at full depth are those of stock WavLM."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from .modeling_dld import (
     stock_layers,
     zero_padding,
 )
-from .pieces import in_pieces, piece_length
+from .pieces import in_pieces, is_traced, piece_length
 
 
 def eager_attention_forward(
@@ -44,21 +43,6 @@ def eager_attention_forward(
     weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
-
-
-def product_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    scaling: float,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention as two matrix products, which processors have units for in bfloat16; torch's fused kernel does not."""
-    query, key, value, mask = (tensor.flatten(0, 1) for tensor in (query * scaling, key, value, attention_mask))
-    weights = nn.functional.softmax(torch.baddbmm(mask, query, key.transpose(1, 2)), dim=-1)
-    return torch.bmm(weights, value).unflatten(0, (-1, attention_mask.shape[1])).transpose(1, 2), None
 
 
 class DLDWavLMAttention(WavLMAttention):
@@ -105,29 +89,28 @@ class DLDWavLMAttention(WavLMAttention):
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
 
         gate = self.compute_gate(hidden_states.view(head_shape)).to(query.dtype)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        inputs, length = (query, key, value, gate, position_bias), self.num_heads
+        inputs, length, attend = (query, key, value, gate, position_bias), self.num_heads, self.attend
+        if self.config._attn_implementation == "sdpa" and gate.device.type == "cpu" and not is_traced():
+            # the fused kernel for CPUs does not use their units for products in bfloat16, nor has it a mask's gradient
+            if query.dtype == torch.bfloat16 or torch.is_grad_enabled():
+                attend = self.attend_by_products
         if in_pieces(gate.device):
             # of no more heads at a time than whose gated bias stays in the processor's cache until it is used
             bias_bytes = gate.nbytes * gate.shape[-2]
-            fused = self.config._attn_implementation == "sdpa"
-            if fused and query.dtype == torch.bfloat16 and not self.training:
-                attention, bias_bytes = product_attention, 2 * bias_bytes  # and so do its weights
+            if attend == self.attend_by_products:
+                bias_bytes *= 2  # and so do its weights
             length = piece_length(self.num_heads, bias_bytes)
         if length >= self.num_heads:
-            output, weights = self.attend(attention, *inputs, attention_mask, **kwargs)
+            output, weights = attend(*inputs, attention_mask, **kwargs)
         else:
             pieces = zip(*(heads.split(length, dim=1) for heads in inputs), strict=True)
-            outputs, weights = zip(
-                *(self.attend(attention, *piece, attention_mask, **kwargs) for piece in pieces), strict=True
-            )
+            outputs, weights = zip(*(attend(*piece, attention_mask, **kwargs) for piece in pieces), strict=True)
             output = torch.cat(outputs, dim=2)
             weights = None if weights[0] is None else torch.cat(weights, dim=1)
         return self.out_proj(output.reshape(hidden_states.shape)), weights, position_bias
 
     def attend(
         self,
-        attention: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -140,8 +123,30 @@ class DLDWavLMAttention(WavLMAttention):
         bias = position_bias.to(query.dtype)
         # one pass over (batch, heads, frames, frames): the gated bias and the padding mask become one attention mask
         bias = gate * bias if attention_mask is None else torch.addcmul(attention_mask.to(query.dtype), gate, bias)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
         return attention(self, query, key, value, bias, dropout=dropout, scaling=self.scaling, **kwargs)
+
+    def attend_by_products(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        gate: torch.Tensor,
+        position_bias: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """The output of `attend`, from plain products; the gated bias is added to the scores where they are."""
+        scores = torch.matmul(query * self.scaling, key.transpose(2, 3))
+        scores.addcmul_(gate, position_bias.to(scores.dtype))
+        if attention_mask is not None:
+            scores += attention_mask.to(scores.dtype)
+        weights = nn.functional.softmax(scores, dim=-1)
+        if self.training and self.dropout > 0:
+            # keeps a byte for each weight until the backward pass, where `nn.functional.dropout` keeps a number
+            weights, _ = torch.native_dropout(weights, self.dropout, train=True)
+        return torch.matmul(weights, value).transpose(1, 2), None
 
     def compute_gate(self, heads: torch.Tensor) -> torch.Tensor:
         """The gate on the position bias, (batch, heads, frames, 1), from hidden states (batch, frames, heads, head).
