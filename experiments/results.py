@@ -16,7 +16,7 @@ import colld
 import matplotlib
 import numpy as np
 from common import RESULTS_DIR, ROOT, spread
-from evidence import SELECTIONS, Experiment, plan, read_experiment
+from evidence import SELECTIONS, Experiment, plan, read_experiment, teachers_of
 from matplotlib.figure import Figure
 
 from hf_dld.evaluation.intervals import bootstrap_interval
@@ -50,16 +50,16 @@ class Finished:
 
     def __init__(self, experiment: Experiment):
         self.experiment, self.folder = experiment, RESULTS_DIR / experiment.name
-        paths = [self.folder / f"{run.name}.json" for run in plan(experiment)]
-        self.runs = [json.loads(path.read_text(encoding="utf-8")) | {"path": path} for path in paths if path.exists()]
-        began_as = {
-            run.get("teachers", {}).get("strong", "not stored") for run in self.runs if run["start"] == "teacher"
-        }
-        if len(began_as) > 1:
-            raise ValueError(
-                f"{experiment.name}: students of different teachers ({', '.join(sorted(began_as))}) do not compare. "
-                "Give those of one teacher an experiment of their own, as digits_wavlm_first_teacher.yaml is."
-            )
+        finished = [(run, path) for run in plan(experiment) if (path := self.folder / f"{run.name}.json").exists()]
+        self.runs = [json.loads(path.read_text(encoding="utf-8")) | {"path": path} for _, path in finished]
+        for name in experiment.teachers:
+            taught = [result for (run, _), result in zip(finished, self.runs, strict=True) if name in teachers_of(run)]
+            digests = {result.get("teachers", {}).get(name, "not stored") for result in taught}
+            if len(digests) > 1:
+                raise ValueError(
+                    f"{experiment.name}: students of different teachers ({', '.join(sorted(digests))}) do not compare. "
+                    "Give those of one teacher an experiment of their own, as digits_wavlm_first_teacher.yaml is."
+                )
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by
 

@@ -38,8 +38,16 @@ def test_students_of_different_teachers_are_not_compared(monkeypatch, tmp_path):
     experiment = evidence.read_experiment(ROOT / "experiments" / "evidence" / "digits_wavlm.yaml")
     monkeypatch.setattr(results, "RESULTS_DIR", tmp_path)
     (tmp_path / experiment.name).mkdir()
-    for run, teachers in zip(evidence.plan(experiment), ({"strong": "be0e"}, {"strong": "f1a5"}), strict=False):
-        stored = {"method": run.method, "start": "teacher", "seed": run.seed, "teachers": teachers}
-        (tmp_path / experiment.name / f"{run.name}.json").write_text(json.dumps(stored))
+    runs = {run.name: run for run in evidence.plan(experiment)}
+
+    def finish(name: str, teachers: dict[str, str]) -> None:
+        stored = {"method": runs[name].method, "start": runs[name].start, "seed": 0, "teachers": teachers}
+        (tmp_path / experiment.name / f"{name}.json").write_text(json.dumps(stored))
+
+    finish("layer-dropping-bernoulli-0-5-from-teacher-seed-0", {"strong": "be0e"})  # begins as it
+    finish("layer-dropping-bernoulli-0-5-from-scratch-seed-0", {})
+    finish("dld-balanced-weak-teacher-from-scratch-seed-0", {"weak": "f1a5"})
+    results.Finished(experiment)
+    finish("dld-bernoulli-0-5-the-paper-from-scratch-seed-0", {"strong": "f1a5"})  # learns from another
     with pytest.raises(ValueError, match=r"students of different teachers \(be0e, f1a5\) do not compare"):
         results.Finished(experiment)
