@@ -41,12 +41,13 @@ from hf_dld.models import DYNAMIC_CLASSES
 class Experiment:
     """One YAML file (which may extend another): the data, the model, and what is compared, by the error `judged_by`.
 
+    `teachers` maps a name to training arguments, those of `DLDTrainingArguments` where layers are to be dropped.
     `methods` maps a name to options: those of `DLDTrainingArguments`, and
 
     - `kind`: "dynamic" (default), "static" (a model for each depth of `layers`, the full one trained alone),
       "early_exit" (a shared CTC head after each of `depths` layers), or "cut" (the teacher, not trained);
     - `starts`: from the weights of the strong teacher ("teacher"), or random ones ("scratch"); both by default;
-    - `teacher`: one of `teachers`, or "self";
+    - `teacher`: one of `teachers`, by default "strong", or "self";
     - `layer_selection`: "schedule" for the layers that a search on the validation split finds for the strong teacher,
       to be trained on (with `depth_sampling: selection`) and evaluated with; otherwise evenly spaced ones;
     - `share_of_steps`: 0.5 for methods whose steps cost twice as much;
@@ -119,9 +120,11 @@ def plan(experiment: Experiment) -> list[Run]:
 
 def teachers_of(run: Run) -> list[str]:
     """The teachers that a run begins as, or learns from."""
+    kind, teacher = run.options.get("kind", "dynamic"), run.options.get("teacher", "strong")
+    if kind == "cut":
+        return [teacher]
     begins = ["strong"] if run.start == "teacher" else []
-    learns = run.options.get("kind", "dynamic") == "dynamic" and run.options.get("kl_weight", 1.0) > 0
-    teacher = run.options.get("teacher", "strong")
+    learns = kind == "dynamic" and run.options.get("kl_weight", 1.0) > 0
     return sorted({*begins, teacher} if learns and teacher != "self" else begins)
 
 
@@ -201,10 +204,11 @@ class Bench:
             arguments = {**self.experiment.training, **self.experiment.teachers[name], "seed": 0}
             checkpoints = self.work / "teachers" / name  # a teacher may take hours
             saved = {"output_dir": str(checkpoints), "save_strategy": "steps", "save_steps": 500, "save_total_limit": 1}
-            args = hf_dld.CTCTrainingArguments(
-                **self.quiet(arguments | saved), restore_callback_states_from_checkpoint=True
-            )
-            trainer = self.trainer(hf_dld.CTCTrainer, model, args, self.splits["train"], Stopwatch())
+            trainer_class, arguments_class = hf_dld.CTCTrainer, hf_dld.CTCTrainingArguments
+            if "depth_sampling" in arguments:
+                trainer_class, arguments_class = hf_dld.DLDTrainer, hf_dld.DLDTrainingArguments
+            args = arguments_class(**self.quiet(arguments | saved), restore_callback_states_from_checkpoint=True)
+            trainer = self.trainer(trainer_class, model, args, self.splits["train"], Stopwatch())
             trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None)
             [stopwatch] = [
                 callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch)
@@ -281,7 +285,8 @@ class Bench:
     def make_student(self, run: Run) -> Any:
         if run.start == "scratch":
             return self.fresh_model(run.num_layers)
-        teacher = self.model_class.from_pretrained(self.teacher_folder("strong"))
+        name = run.options.get("teacher", "strong") if run.options.get("kind") == "cut" else "strong"
+        teacher = self.model_class.from_pretrained(self.teacher_folder(name))
         if run.options.get("layer_selection") == "schedule":
             self.search_schedule(teacher, resume_file=self.work / "teacher_schedule.json")
         if run.num_layers == teacher.config.num_hidden_layers:
