@@ -157,6 +157,8 @@ class Bench:
     def __init__(self, experiment: Experiment, work: Path):
         self.experiment, self.work = experiment, work / experiment.name
         self.model_class = DYNAMIC_CLASSES[experiment.model_config["model_type"]]
+        if not Path(experiment.dataset).exists():
+            raise SystemExit(f"There is no {experiment.dataset} in {Path.cwd()}. It is made by: {experiment.made_by}")
         speech = {
             split: hf_dld.load_speech_dataset(experiment.dataset, split=split)
             for split in ("train", "validation", "test")

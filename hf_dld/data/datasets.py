@@ -177,6 +177,11 @@ def _load_with_datasets(path: str, name, split: str, streaming: bool, revision, 
             "WebDataset tars with streaming=True; list loose files in a metadata.csv (columns file_name and "
             "transcription) in a local copy; on the Hub, try revision='refs/convert/parquet'"
         ) from error
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        if Path(path).exists():
+            raise
+        # "outputs/digits" may be meant as a folder, and reads as a dataset of the Hub where it is not made yet
+        raise type(error)(f"{error}; nor is there a file or folder {path} in {Path.cwd()}") from error
 
 
 def _check_paths(dataset: datasets.Dataset | datasets.IterableDataset, root: str | Path):

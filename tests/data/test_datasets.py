@@ -250,6 +250,12 @@ def test_nothing_there(tmp_path):
             load_speech_dataset(path)
 
 
+def test_a_folder_that_is_not_made_yet_is_named_beside_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConnectionError, match=f"nor is there a file or folder outputs/digits in {tmp_path}"):
+        load_speech_dataset("outputs/digits")
+
+
 def test_a_configuration_of_a_local_corpus(write_corpus):
     with pytest.raises(
         ValueError, match="name='clean' chooses a configuration of a Hub dataset, but .* is a local corpus"
