@@ -1,0 +1,130 @@
+"""The harness from nothing to the page of results, on a few utterances and with models too small to learn anything."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = {
+    "name": "tiny",
+    "title": "Tiny",
+    "made_by": "nobody",
+    "licence": "Apache-2.0",
+    "model_config": {
+        "model_type": "wavlm",
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "conv_dim": [8, 8],
+        "conv_kernel": [400, 3],
+        "conv_stride": [320, 1],
+        "num_conv_pos_embeddings": 4,
+        "num_conv_pos_embedding_groups": 2,
+        "mask_time_length": 2,
+    },
+    "teachers": {
+        "strong": {"max_steps": 2},
+        "better": {"max_steps": 2, "depth_sampling": "balanced", "kl_weight": 0.0},
+    },
+    "starts": {"teacher": {}, "scratch": {}},
+    "training": {"max_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4},
+    "depths": [1, 4],
+    "eval_depths": [1, 4],
+    "eval_steps": 1,
+    "seeds": [0],
+    "reference": "layer dropping, Bernoulli 0.5",
+    "shown": ["DLD, balanced (shipped)"],
+    "methods": {
+        "better teacher, cut": {"kind": "cut", "teacher": "better", "starts": ["teacher"]},
+        "layer dropping, Bernoulli 0.5": {"depth_sampling": "bernoulli", "kl_weight": 0.0},
+        "DLD, balanced (shipped)": {"depth_sampling": "balanced"},
+        "DLD, balanced, better teacher": {"depth_sampling": "balanced", "teacher": "better", "starts": ["scratch"]},
+        "DLD, half transcribed": {"depth_sampling": "selection", "transcribed": 0.5, "starts": ["teacher"]},
+        "static, trained alone": {"kind": "static", "layers": [4], "starts": ["scratch"]},
+        "static, each depth alone": {"kind": "static", "layers": [1], "starts": ["teacher"]},
+        "early exit": {"kind": "early_exit", "starts": ["scratch"]},
+    },
+}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A few utterances of the embedded corpus."""
+    source = ROOT / "examples" / "corpora" / "spoken_commands"
+    for split, count in {"train": 20, "validation": 2, "test": 3}.items():
+        lines = (source / split / "metadata.csv").read_text().splitlines()[: count + 1]
+        folder = tmp_path / "corpus" / split
+        folder.mkdir(parents=True)
+        for file in {line.split(",")[0] for line in lines[1:]}:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes((source / split / file).read_bytes())
+        (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def harness(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
+    modules = [importlib.import_module(name) for name in ("evidence", "results")]
+    for module in modules:
+        monkeypatch.setattr(module, "RESULTS_DIR", tmp_path / "results")
+    monkeypatch.setattr(modules[1], "IMAGES", tmp_path)
+    return modules
+
+
+def run(evidence, monkeypatch, path, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["evidence.py", str(path), "--work", str(path.parent / "work"), *options])
+    evidence.main()
+
+
+def test_from_nothing_to_the_page(harness, corpus, monkeypatch, tmp_path, capsys):
+    evidence, results = harness
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(EXPERIMENT | {"dataset": str(corpus)}))
+    run(evidence, monkeypatch, path)
+    assert "10 of 10 runs are missing" in capsys.readouterr().out
+    run(evidence, monkeypatch, path, "--dry_run")
+    assert "0 of 10 runs are missing" in capsys.readouterr().out
+
+    stored = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results" / "tiny").glob("*-seed-0.json")}
+    taught = {name: sorted(result["teachers"]) for name, result in stored.items()}
+    assert taught == {
+        "better-teacher-cut-from-teacher-seed-0": ["better"],
+        "layer-dropping-bernoulli-0-5-from-teacher-seed-0": ["strong"],
+        "layer-dropping-bernoulli-0-5-from-scratch-seed-0": [],
+        "dld-balanced-shipped-from-teacher-seed-0": ["strong"],
+        "dld-balanced-shipped-from-scratch-seed-0": ["strong"],
+        "dld-balanced-better-teacher-from-scratch-seed-0": ["better"],
+        "dld-half-transcribed-from-teacher-seed-0": ["strong"],
+        "static-trained-alone-4-layers-from-scratch-seed-0": [],
+        "static-each-depth-alone-1-layers-from-teacher-seed-0": ["strong"],
+        "early-exit-from-scratch-seed-0": [],
+    }
+    for result in stored.values():
+        trained = result["kind"] != "cut"
+        assert [point["step"] for point in result["evaluations"]] == ([1, 2] if trained else [])
+        assert (result["train_cpu_s"] > 0) == trained
+        own = next(iter(result["rates"].values()))
+        assert [row["num_active_layers"] for row in own] == (
+            [result["num_layers"]] if "static" in result["kind"] else [1, 4]
+        )
+
+    page = results.page([evidence.read_experiment(path)])
+    assert "10 of 10 runs are finished." in page
+    assert (tmp_path / "results_tiny.png").exists()
+    for method in EXPERIMENT["methods"]:
+        assert f"\n| {method} |" in page
+
+
+def test_data_that_are_not_made_yet(harness, monkeypatch, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(EXPERIMENT | {"dataset": "outputs/gone"}))
+    with pytest.raises(SystemExit, match="There is no outputs/gone in .*It is made by: nobody"):
+        run(harness[0], monkeypatch, path)
