@@ -10,29 +10,23 @@ import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
 
 import colld
 import matplotlib
-import numpy as np
-from common import RESULTS_DIR, ROOT, spread
-from evidence import SELECTIONS, Experiment, plan, read_experiment, teachers_of
+from common import ROOT, spread
+from evidence import SELECTIONS, Experiment, plan, read_experiment
+from finished import COUNTED, Finished, budget_ratios
 from matplotlib.figure import Figure
 
-from hf_dld.evaluation.intervals import bootstrap_interval
 from hf_dld.evaluation.plots import COLOURS, MARKERS
 
 PAGE = ROOT / "docs" / "results.md"
 IMAGES = ROOT / "docs" / "images"
 SHIPPED, PAPER, STATIC = "DLD, balanced (shipped)", "DLD, Bernoulli 0.5 (the paper)", "static, trained alone"
-# a step of the shipped method costs less than one of layer dropping; and which teacher is taken is not shipped
-JUDGED = {
-    "here": SHIPPED,
-    "in 1.3 times the steps": "DLD, balanced, 1.3 times the steps",
-    "with a better teacher": "DLD, balanced, better teacher",
-}
+LONGER = "DLD, balanced, 1.3 times the steps"  # a step of what is shipped costs less than one of layer dropping
+BETTER_TAUGHT = "DLD, balanced, better teacher"  # which teacher is taken is not shipped
+JUDGED = {"here": SHIPPED, "in 1.3 times the steps": LONGER, "with a better teacher": BETTER_TAUGHT}
 INTERVAL = "95 % interval"
-COUNTED = {"wer": "word", "cer": "character"}
 STARTS = {"teacher": "from the teacher's weights", "scratch": "from scratch"}
 INTRODUCTION = """# Results
 
@@ -46,77 +40,9 @@ Methods of one table have the same model, data, batches, learning rate and numbe
 test split, which each run transcribes once, at its end; "mean (lowest to highest)" is over seeds, and a table says how
 many are finished: what is not finished is not shown. Intervals come from a paired bootstrap over test utterances, with
 the errors of all seeds together. Times are CPU seconds of one thread and leave evaluations out. Between commits 51fdfb2
-and 75c65b8 steps became a quarter cheaper, and from 22a60b1 on they ran on another processor: times compare within one
-start of one experiment, steps always.
+and 75c65b8 steps became a quarter cheaper, and from 22a60b1 on they ran on another processor, twice as fast, on which
+the same step took 85 to 111 ms in different hours: times compare roughly, and on one processor; steps always.
 """
-
-
-class Finished:
-    """The finished runs of one experiment."""
-
-    def __init__(self, experiment: Experiment):
-        self.experiment, self.folder = experiment, RESULTS_DIR / experiment.name
-        finished = [(run, path) for run in plan(experiment) if (path := self.folder / f"{run.name}.json").exists()]
-        self.runs = [
-            json.loads(path.read_text(encoding="utf-8")) | {"path": path, "taught_by": teachers_of(run)}
-            for run, path in finished
-        ]
-        self.teacher_costs = {
-            path.stem.removeprefix("cost-of-teacher-"): json.loads(path.read_text(encoding="utf-8"))["cpu_s"]
-            for path in sorted(self.folder.glob("cost-of-teacher-*.json"))
-        }
-        for name in experiment.teachers:
-            taught = [run for run in self.runs if name in run["taught_by"]]
-            digests = {run.get("teachers", {}).get(name, "not stored") for run in taught}
-            if len(digests) > 1:
-                raise ValueError(
-                    f"{experiment.name}: students of different teachers ({', '.join(sorted(digests))}) do not compare. "
-                    "Give those of one teacher an experiment of their own, as digits_wavlm_first_teacher.yaml is."
-                )
-        self.num_layers = experiment.model_config["num_hidden_layers"]
-        self.unit = experiment.judged_by
-
-    def of(self, method: str, start: str, num_layers: int | None = None) -> list[dict[str, Any]]:
-        return [
-            run
-            for run in self.runs
-            if (run["method"], run["start"]) == (method, start) and num_layers in (None, run["num_layers"])
-        ]
-
-    def rates(self, method: str, start: str, depth: int, unit: str | None = None) -> dict[int, float]:
-        """Error rates by seed, of what the experiment is judged by unless another `unit` is asked for.
-
-        With the layers that the method itself uses; a static model has its own depth alone.
-        """
-        rates = {}
-        for run in self.of(method, start):
-            own = next(iter(run["rates"].values()))
-            for row in own:
-                if row["num_active_layers"] == depth:
-                    rates[run["seed"]] = row[unit or self.unit]
-        return rates
-
-    def changes(self, method: str, reference: str, start: str, depth: int) -> list[float]:
-        """Relative changes of the error rate, a seed each."""
-        ours, theirs = (self.rates(name, start, depth) for name in (method, reference))
-        return [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
-
-    def errors(self, method: str, start: str, depth: int) -> dict[int, np.ndarray]:
-        """Word or character errors of each test utterance, by seed."""
-        errors, name = {}, COUNTED[self.unit] + f"_errors_{depth}"
-        for run in self.of(method, start):
-            with np.load(run["path"].with_suffix(".npz")) as stored:
-                if name in stored:
-                    errors[run["seed"]] = stored[name].astype(np.int64)
-        return errors
-
-    def interval(self, method: str, reference: str, start: str, depth: int) -> str:
-        """Of the relative change of all seeds' errors together: a paired bootstrap over utterances."""
-        ours, theirs = (self.errors(name, start, depth) for name in (method, reference))
-        seeds = ours.keys() & theirs.keys()
-        counts = np.stack([sum(errors[seed] for seed in seeds) for errors in (ours, theirs)], axis=1)
-        low, high = bootstrap_interval(counts, lambda totals: totals[..., 0] / totals[..., 1] - 1)
-        return f"{100 * low:+.1f} to {100 * high:+.1f} %"
 
 
 def table(header: list[str], rows: Iterable[list[str]], left: int = 1) -> list[str]:
@@ -161,54 +87,31 @@ def claims_table(done: Finished) -> list[str]:
             if changes:
                 ours = [spread(changes, sign="+") + " %", done.interval(PAPER, reference, start, depth)]
                 rows.append([f"{what}, {STARTS[start]}", f"{100 * claimed:+.2f} %", *ours, verdict(changes, claimed)])
-        what = f"training time to layer dropping's final {unit}, {STARTS[start]}"
-        rows += time_row(done, PAPER, start, what, -0.333)
-        rows += time_row(done, PAPER, start, f"{what}, the teacher's training counted", -0.333, with_teachers=True)
+        for counted, with_teachers in (("", False), (", the teacher's training counted", True)):
+            if change := time_change(done, PAPER, start, -0.333, with_teachers):
+                what = f"training time to layer dropping's final {unit}, {STARTS[start]}{counted}"
+                rows.append([what, "-33.3 %", change[0], "", change[1]])
     header = ["the paper's claim, against plain layer dropping", "paper", "here", INTERVAL, "verdict"]
     return table(header, rows) if rows else []
 
 
-def time_row(
-    done: Finished, method: str, start: str, what: str, wanted: float, with_teachers: bool = False
-) -> list[list[str]]:
-    """One row about the time to the reference's error; none where nothing is finished that could be compared."""
+def time_change(
+    done: Finished, method: str, start: str, wanted: float, with_teachers: bool = False
+) -> tuple[str, str] | None:
+    """The time to the reference's error, and its verdict; None where nothing is finished that could be compared."""
     ratios = budget_ratios(done, method, start, "cpu_s", with_teachers)
     if not ratios:
-        return []
+        return None
     changes = [ratio - 1 for ratio in ratios if ratio is not None]
     missing = len(ratios) - len(changes)
     ours = spread(changes, sign="+") + " %" if changes else ""
     if missing:
         ours += f" ({missing} of {len(ratios)} seeds never reached it)"
-    held = "missed" if missing else verdict(changes, wanted)
-    return [[what, f"{100 * wanted:+.3g} %", ours, "", held]]
-
-
-def budget_ratios(
-    done: Finished, method: str, start: str, budget: Literal["cpu_s", "step"], with_teachers: bool = False
-) -> list[float | None]:
-    """What it takes to reach the reference's final error on validation, over its whole training; None if never.
-
-    CPU seconds may count the training of the teachers that a run begins as or learns from.
-    """
-    ratios, rate = [], f"{done.unit}_mean"
-    for run in done.of(done.experiment.reference, start):
-        twin = [other for other in done.of(method, start) if other["seed"] == run["seed"]]
-        if not twin or not run["evaluations"] or rate not in run["evaluations"][-1]:
-            continue
-        target = run["evaluations"][-1][rate]
-        reached = [point[budget] for point in twin[0]["evaluations"] if point[rate] <= target]
-        whole = run["train_cpu_s"] if budget == "cpu_s" else run["arguments"]["max_steps"]
-        before = [
-            sum(done.teacher_costs[name] for name in each["taught_by"]) if with_teachers else 0.0
-            for each in (twin[0], run)
-        ]
-        ratios.append((before[0] + reached[0]) / (before[1] + whole) if reached else None)
-    return ratios
+    return ours, "missed" if missing else verdict(changes, wanted)
 
 
 def goals_table(done: Finished) -> list[str]:
-    """What this project wants of what it ships, in as many steps as layer dropping has and in about its compute."""
+    """What this project wants of what it ships, in as many steps as layer dropping; and longer, or better taught."""
     rows, full, reference = [], done.num_layers, done.experiment.reference
     quarter = [depth for depth in done.experiment.depths if depth <= full / 4]
     for start, (low, high) in {"scratch": (-0.25, -0.15), "teacher": (-0.18, -0.06)}.items():
@@ -219,10 +122,10 @@ def goals_table(done: Finished) -> list[str]:
         what = f"{full} layers, {STARTS[start]}, against a static model trained as long"
         rows += goal_row(done, what, STATIC, start, full, 0.0)
         what = f"time to plain layer dropping's final {done.unit.upper()}, {STARTS[start]}"
-        timed = [time_row(done, method, start, what, -0.5) for method in JUDGED.values()]
+        # a teacher changes nothing of what a step costs, and its students ran in other hours than layer dropping
+        timed = [time_change(done, method, start, -0.5) for method in (SHIPPED, LONGER)]
         if timed[0]:
-            cells = [f"{row[0][2]}: {row[0][-1]}" if row else "" for row in timed]
-            rows.append([what, "-50 %", *cells, ""])
+            rows.append([what, "-50 %", *(": ".join(change) if change else "" for change in timed), "", ""])
         rows += cost_row(done, start)
     for depth in done.experiment.depths:
         if depth >= full / 3:
@@ -243,15 +146,15 @@ def goal_row(done: Finished, what: str, reference: str, start: str, depth: int, 
 
 
 def cost_row(done: Finished, start: str) -> list[list[str]]:
-    """What the trainings behind the columns of `goals_table` cost."""
+    """What the trainings behind the first columns of `goals_table` cost."""
     whole = {run["seed"]: run["train_cpu_s"] for run in done.of(done.experiment.reference, start)}
     cells = []
-    for method in JUDGED.values():
+    for method in (SHIPPED, LONGER):
         costs = {run["seed"]: run["train_cpu_s"] for run in done.of(method, start)}
         changes = [costs[seed] / whole[seed] - 1 for seed in sorted(costs.keys() & whole.keys())]
         cells.append(spread(changes, sign="+") + " %" if changes else "")
     what = f"CPU seconds of the whole training, {STARTS[start]}, against plain layer dropping's"
-    return [[what, "", *cells, ""]] if cells[0] else []
+    return [[what, "", *cells, "", ""]] if cells[0] else []
 
 
 def times_table(done: Finished) -> list[str]:
@@ -277,10 +180,8 @@ def times_table(done: Finished) -> list[str]:
     header.append("the same with the teacher's training")
     known = [f"{name}: {cost:.0f} s" for name, cost in done.teacher_costs.items()]
     cached = max((run["before_training_cpu_s"] for run in done.runs), default=0)
-    note = (
-        f"The training of the teacher ({', '.join(known)}) is counted in the last column alone, its posteriors of the "
-    )
-    note += f"training split, computed once ({cached:.0f} s at most), nowhere."
+    note = f"The training of the teacher ({', '.join(known)}) is counted in the last column alone; its posteriors of "
+    note += f"the training split, computed once ({cached:.0f} s at most), nowhere."
     return [*table(header, rows, left=3), note, ""] if rows else []
 
 

@@ -89,15 +89,15 @@ class DLDWavLMAttention(WavLMAttention):
         value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
 
         gate = self.compute_gate(hidden_states.view(head_shape)).to(query.dtype)
-        inputs, length, attend = (query, key, value, gate, position_bias), self.num_heads, self.attend
-        if self.config._attn_implementation == "sdpa" and gate.device.type == "cpu" and not is_traced():
-            # the fused kernel for CPUs does not use their units for products in bfloat16, nor has it a mask's gradient
-            if query.dtype == torch.bfloat16 or torch.is_grad_enabled():
-                attend = self.attend_by_products
+        inputs, length = (query, key, value, gate, position_bias), self.num_heads
+        by_products = self.config._attn_implementation == "sdpa" and gate.device.type == "cpu" and not is_traced()
+        # the fused kernel for CPUs does not use their units for products in bfloat16, nor has it a mask's gradient
+        by_products = by_products and (query.dtype == torch.bfloat16 or torch.is_grad_enabled())
+        attend = self.attend_by_products if by_products else self.attend
         if in_pieces(gate.device):
             # of no more heads at a time than whose gated bias stays in the processor's cache until it is used
             bias_bytes = gate.nbytes * gate.shape[-2]
-            if attend == self.attend_by_products:
+            if by_products:
                 bias_bytes *= 2  # and so do its weights
             length = piece_length(self.num_heads, bias_bytes)
         if length >= self.num_heads:

@@ -72,11 +72,11 @@ def corpus(tmp_path):
 @pytest.fixture
 def harness(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
-    modules = [importlib.import_module(name) for name in ("evidence", "results")]
-    for module in modules:
+    modules = [importlib.import_module(name) for name in ("evidence", "finished", "results")]
+    for module in modules[:2]:
         monkeypatch.setattr(module, "RESULTS_DIR", tmp_path / "results")
-    monkeypatch.setattr(modules[1], "IMAGES", tmp_path)
-    return modules
+    monkeypatch.setattr(modules[2], "IMAGES", tmp_path)
+    return modules[0], modules[2]
 
 
 def run(evidence, monkeypatch, path, *options: str) -> None:

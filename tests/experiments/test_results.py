@@ -34,9 +34,9 @@ def test_results_page_shows_what_was_stored(monkeypatch, tmp_path):
 
 def test_students_of_different_teachers_are_not_compared(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
-    results, evidence = importlib.import_module("results"), importlib.import_module("evidence")
+    finished, evidence = importlib.import_module("finished"), importlib.import_module("evidence")
     experiment = evidence.read_experiment(ROOT / "experiments" / "evidence" / "digits_wavlm.yaml")
-    monkeypatch.setattr(results, "RESULTS_DIR", tmp_path)
+    monkeypatch.setattr(finished, "RESULTS_DIR", tmp_path)
     (tmp_path / experiment.name).mkdir()
     runs = {run.name: run for run in evidence.plan(experiment)}
 
@@ -47,7 +47,7 @@ def test_students_of_different_teachers_are_not_compared(monkeypatch, tmp_path):
     finish("layer-dropping-bernoulli-0-5-from-teacher-seed-0", {"strong": "be0e"})  # begins as it
     finish("layer-dropping-bernoulli-0-5-from-scratch-seed-0", {})
     finish("dld-balanced-weak-teacher-from-scratch-seed-0", {"weak": "f1a5"})
-    results.Finished(experiment)
+    finished.Finished(experiment)
     finish("dld-bernoulli-0-5-the-paper-from-scratch-seed-0", {"strong": "f1a5"})  # learns from another
     with pytest.raises(ValueError, match=r"students of different teachers \(be0e, f1a5\) do not compare"):
-        results.Finished(experiment)
+        finished.Finished(experiment)
