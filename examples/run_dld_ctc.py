@@ -3,11 +3,14 @@
     python examples/run_dld_ctc.py examples/quickstart.yaml
     python examples/run_dld_ctc.py --dataset my_corpus --teacher my_finetuned_wavlm --output_dir outputs/mine
     python examples/run_dld_ctc.py --dataset my_corpus --student my_wavlm_ctc --output_dir outputs/mine --lora_r 16
+    python examples/run_dld_ctc.py --dataset my_corpus --student my_wavlm --output_dir outputs/mine --kl_weight 0
 
 Takes a teacher or trains one first (--train_teacher), makes the student, trains it with DLD, evaluates every depth and
 saves a directory that `pipeline("automatic-speech-recognition")` loads, with a table and a plot of WER against active
-layers. An interrupted run goes on where it was when the same command is repeated. With --lora_r, adapters alone are
-trained, taught by the weights under them; OUTPUT_DIR/adapter keeps them, and OUTPUT_DIR is the merged model.
+layers. With --kl_weight 0 there need not be a teacher: the student, which may be a pre-trained encoder without a head,
+learns every depth from the transcripts alone (layer dropping). With --lora_r, adapters alone are trained, taught by the
+weights under them; OUTPUT_DIR/adapter keeps them, and OUTPUT_DIR is the merged model. An interrupted run goes on where
+it was when the same command is repeated.
 
 With several processes (docs/distributed.md):
 
@@ -59,7 +62,10 @@ class ModelArguments:
         metadata={"help": "Precision in which the teacher teaches, such as bfloat16. Default: as it was saved."},
     )
     student: str | None = field(
-        default=None, metadata={"help": "Checkpoint that the student starts from, or 'config'. Default: the teacher."}
+        default=None,
+        metadata={
+            "help": "Checkpoint that the student starts from, with or without a head, or 'config'. Default: teacher."
+        },
     )
     model_config: dict | str | None = field(
         default=None, metadata={"help": "What is trained from scratch: a JSON object with model_type, or a JSON file."}
@@ -80,10 +86,10 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         self.settle_lora()
-        if self.train_teacher == (self.teacher is not None):
+        if self.train_teacher and self.teacher is not None or not (self.has_teacher or self.student):
             raise ValueError(
-                "Give either teacher (a CTC checkpoint, or 'self') or train_teacher; "
-                f"got teacher={self.teacher!r} and train_teacher={self.train_teacher}."
+                "Give one of teacher (a CTC checkpoint, or 'self'), train_teacher, or, with kl_weight 0, student; "
+                f"got teacher={self.teacher!r}, train_teacher={self.train_teacher} and student={self.student!r}."
             )
         if isinstance(self.model_config, str):
             text = self.model_config
@@ -100,6 +106,8 @@ class ModelArguments:
             )
         if self.teacher_dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"teacher_dtype must be float32, bfloat16 or float16; got {self.teacher_dtype!r}.")
+        if self.teacher_dtype is not None and not self.has_teacher:
+            raise ValueError(f"teacher_dtype is {self.teacher_dtype}, but there is no teacher.")
         if self.teacher_dtype is not None and self.teacher in ("self", "base"):
             raise ValueError(
                 f"teacher_dtype is {self.teacher_dtype}, but teacher {self.teacher!r} is the student itself: a "
@@ -107,6 +115,10 @@ class ModelArguments:
             )
         if self.teacher in ("self", "base") and self.student is None:
             raise ValueError(f"With teacher {self.teacher!r} there is no other model to start from: give student.")
+
+    @property
+    def has_teacher(self) -> bool:
+        return self.train_teacher or self.teacher is not None
 
     @property
     def architecture(self) -> str:
@@ -148,9 +160,9 @@ class DataArguments:
     min_duration_s: float = field(default=0.25, metadata={"help": "Shorter utterances are left out."})
     max_duration_s: float = field(default=30.0, metadata={"help": "Longer utterances are left out."})
     keep_untranscribed: bool = field(default=False, metadata={"help": "Train by KL on speech without transcripts."})
-    vocabulary: str = field(default="characters", metadata={"help": "Without a teacher: characters, bpe or unigram."})
+    vocabulary: str = field(default="characters", metadata={"help": "Of a new head: characters, bpe or unigram."})
     vocab_size: int = field(default=256, metadata={"help": "For bpe and unigram."})
-    sampling_rate_hz: int = field(default=16_000, metadata={"help": "Without a teacher: the rate the model hears."})
+    sampling_rate_hz: int = field(default=16_000, metadata={"help": "From scratch: the rate the model hears."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that decode the corpus."})
     decode_once: bool = field(
         default=False,
@@ -206,6 +218,21 @@ def check_depths(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) 
         num_layers = AutoConfig.from_pretrained(model_args.architecture).num_hidden_layers
     for depth in args.eval_depths or []:
         check_num_active_layers(depth, num_layers)
+
+
+def check_teacher(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) -> None:
+    """Fail before any audio is read if nobody is there to learn from."""
+    if distils(args) and not model_args.has_teacher:
+        fading = args.kl_weight_end is not None
+        weight = f"fades from {args.kl_weight} to {args.kl_weight_end}" if fading else f"is {args.kl_weight}"
+        raise ValueError(
+            f"kl_weight {weight}, but there is no teacher: give teacher or train_teacher, or kl_weight 0 for plain "
+            "layer dropping."
+        )
+
+
+def distils(args: hf_dld.DLDTrainingArguments) -> bool:
+    return max(args.kl_weight, args.kl_weight_end or 0.0) > 0
 
 
 def check_streaming(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) -> None:
@@ -266,11 +293,15 @@ def load_splits(data_args: DataArguments) -> dict[str, Any]:
 
 def make_processor(model_args: ModelArguments, data_args: DataArguments, train: Any) -> Any:
     """The teacher's or student's own processor, or one with a vocabulary from the training transcripts."""
-    source = model_args.teacher if model_args.teacher not in (None, "self", "base") else model_args.student
-    if source not in (None, "config"):
-        return load_processor(source)
-    if model_args.teacher_start is not None:
-        heard = AutoFeatureExtractor.from_pretrained(model_args.teacher_start)
+    if model_args.teacher not in (None, "self", "base"):
+        return load_processor(model_args.teacher)
+    pretrained = model_args.teacher_start
+    if model_args.student not in (None, "config"):
+        if has_head(model_args.student):
+            return load_processor(model_args.student)
+        pretrained = model_args.student
+    if pretrained is not None:
+        heard = AutoFeatureExtractor.from_pretrained(pretrained)
         options = {"sampling_rate_hz": heard.sampling_rate, "do_normalize": heard.do_normalize}
         options["return_attention_mask"] = heard.return_attention_mask
     else:
@@ -287,6 +318,12 @@ def model_from_config(model_config: dict[str, Any], processor: Any) -> Any:
     model_class = DYNAMIC_CLASSES[model_config["model_type"]]
     options = {name: value for name, value in model_config.items() if name != "model_type"}
     return model_class(model_class.config_class(**{**options, **vocabulary_of(processor)}))
+
+
+def has_head(source: str) -> bool:
+    """Whether a checkpoint recognises words, and has a vocabulary, rather than being a pre-trained encoder."""
+    architectures = AutoConfig.from_pretrained(source).architectures or ["ForCTC"]
+    return any(name.endswith("ForCTC") for name in architectures)
 
 
 def vocabulary_of(processor: Any) -> dict[str, int]:
@@ -459,6 +496,7 @@ def main() -> None:
     model_args, data_args, card_args, args = parse_arguments()
     check_depths(model_args, args)
     check_lora(model_args)
+    check_teacher(model_args, args)
     if data_args.streaming:
         check_streaming(model_args, args)
     if args.process_index == 0:
@@ -510,19 +548,20 @@ def main() -> None:
     }
 
     teacher = make_teacher(model_args, args, processor, splits, shared)
-    logger.info("Teacher ready after %.0f s", time.monotonic() - started)
+    if model_args.has_teacher:
+        logger.info("Teacher ready after %.0f s", time.monotonic() - started)
     student = make_student(model_args, teacher, processor)
     if model_args.freeze_feature_encoder:
         student.freeze_feature_encoder()
     # what goes to the Hub is what comes out at the end, not the checkpoints
     student_args = replace(args, output_dir=f"{args.output_dir}/checkpoints", push_to_hub=False)
-    distils = max(args.kl_weight, args.kl_weight_end or 0.0) > 0 or teacher in ("self", "base")
-    if not distils:
+    taught = distils(args) or teacher in ("self", "base")
+    if not taught:
         student_args = replace(student_args, teacher_cache_dir=None)
     trainer = hf_dld.DLDTrainer(
         model=student,
         # held by the trainer alone, which lets it go once its posteriors are cached
-        teacher=load_teacher(teacher, model_args.teacher_dtype) if distils else None,
+        teacher=load_teacher(teacher, model_args.teacher_dtype) if taught else None,
         args=student_args,
         train_dataset=splits["train"],
         **shared,

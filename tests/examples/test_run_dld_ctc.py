@@ -231,13 +231,13 @@ def test_kl_that_begins_at_nothing(run):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A stock CTC checkpoint with its processor: what LoRA starts from. And beside it one without a head."""
+    """A stock CTC checkpoint with its processor, and beside it a pre-trained encoder, without head and tokenizer."""
     root = tmp_path_factory.mktemp("checkpoints")
     processor = hf_dld.build_character_processor(["low mid high"])
     model = make_dynamic("wavlm-stable", vocab_size=len(processor.tokenizer), conv_stride=(5, 8, 4)).to_static()
-    for name, part in (("ctc", model), ("headless", model.wavlm)):
-        part.save_pretrained(root / name)
-        processor.save_pretrained(root / name)
+    for name, parts in (("ctc", (model, processor)), ("headless", (model.wavlm, processor.feature_extractor))):
+        for part in parts:
+            part.save_pretrained(root / name)
     return root / "ctc"
 
 
@@ -304,7 +304,7 @@ def test_lora_with_another_teacher_and_a_new_head(run, checkpoint):
         ({"lora_target_modules": ["linear_q"]}, "has no module called linear_q; its encoder layers have .*q_proj"),
         ({"train_teacher": True}, "lora_r adapts a model that is trained already.* got train_teacher=True"),
         ({"student": "config", "teacher": "self"}, "lora_r adapts a model that is trained already.*student='config'"),
-        ({"student": None}, "Give either teacher .* or train_teacher"),
+        ({"student": None}, "Give one of teacher .* train_teacher, or, with kl_weight 0, student"),
         ({"student": None, "teacher": "base"}, "With teacher 'base' there is no other model to start from"),
         ({"teacher_dtype": "bfloat16"}, "teacher_dtype is bfloat16, but teacher 'base' is the student itself"),
         ({"teacher_dtype": "half"}, "teacher_dtype must be float32, bfloat16 or float16; got 'half'"),
@@ -321,6 +321,34 @@ def test_careless_lora(run, checkpoint, tmp_path, settings, message):
 def test_self_teaching_from_scratch(run, tmp_path):
     run(train_teacher=None, teacher="self", student="config", max_steps=2, vocabulary="bpe", vocab_size=20)
     assert not (tmp_path / "out" / "teacher").exists()
+
+
+@pytest.mark.parametrize("student", ["config", "headless", "checkpoint"])
+def test_layer_dropping_without_a_teacher(run, checkpoint, student):
+    """From random weights, a pre-trained encoder (which gets the vocabulary of the transcripts), or a recogniser."""
+    start = {"config": "config", "headless": str(checkpoint.parent / "headless"), "checkpoint": str(checkpoint)}[
+        student
+    ]
+    output = run(train_teacher=None, student=start, kl_weight=0.0, max_steps=2)
+    assert not (output / "teacher").exists() and not (output / "teacher_depth_report.json").exists()
+    tokens = load_processor(output).tokenizer.get_vocab()
+    assert set("lowmidhg") <= set(tokens), "the words are low, mid and high"
+    assert (tokens == load_processor(checkpoint).tokenizer.get_vocab()) or student != "checkpoint"
+    assert "layer dropping, without a teacher" in (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "kl_weight is 1.0, but there is no teacher.*train_teacher, or kl_weight 0 for plain layer dropping"),
+        ({"kl_weight": 0.0, "kl_weight_end": 0.5}, "kl_weight fades from 0.0 to 0.5, but there is no teacher"),
+        ({"kl_weight": 0.0, "teacher_dtype": "bfloat16"}, "teacher_dtype is bfloat16, but there is no teacher"),
+    ],
+)
+def test_careless_without_a_teacher(run, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(**{"train_teacher": None, "student": "config", "dataset": "/no/such/corpus", **settings})
+    assert not (tmp_path / "out").exists()
 
 
 def test_streaming(run, caplog):
@@ -378,8 +406,8 @@ def test_a_corrected_command_may_use_the_folder(run):
     [
         ({"eval_depths": [4]}, "num_active_layers must be an integer from 1 to 3.*; got 4"),
         ({"eval_depths": [0]}, "from 1 to 3.*; got 0"),
-        ({"teacher": "x"}, "Give either teacher .* or train_teacher"),
-        ({"train_teacher": None}, "Give either teacher .* or train_teacher"),
+        ({"teacher": "x"}, "Give one of teacher .* train_teacher, or, with kl_weight 0, student"),
+        ({"train_teacher": None}, "Give one of teacher .* train_teacher, or, with kl_weight 0, student"),
         (
             {"train_teacher": None, "teacher": "x", "teacher_start": "y"},
             "teacher_start='y' is what train_teacher fine-t",
