@@ -9,6 +9,7 @@ paper's own figures.
 import json
 import statistics
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import colld
@@ -52,6 +53,28 @@ def table(header: list[str], rows: Iterable[list[str]], left: int = 1) -> list[s
 
 def count_layers(depth: int) -> str:
     return f"{depth} layer" + "s" * (depth > 1)
+
+
+def overview(everything: list[Finished]) -> list[str]:
+    """What became of the paper's recipe and of what is shipped in every experiment: the means over seeds."""
+    rows = [["published, on other data", "", PAPER, "", "-9.32", "-2.25", "-33.3", ""]]
+    for done in everything:
+        quarter = [depth for depth in done.experiment.depths if depth <= done.num_layers / 4]
+        for start in STARTS:
+            for method in (PAPER, SHIPPED, LONGER):
+                compared = (method, done.experiment.reference, start)
+                changes = [done.changes(*compared, depth) for depth in (quarter[0], quarter[-1], done.num_layers)]
+                if not changes[0]:
+                    continue
+                ratios = budget_ratios(done, method, start, "cpu_s")
+                times = [ratio - 1 for ratio in ratios if ratio is not None]
+                time = f"{100 * statistics.mean(times):+.1f}" if len(times) == len(ratios) > 0 else "not by every seed"
+                means = [f"{100 * statistics.mean(change):+.1f}" for change in changes]
+                rows.append([done.experiment.title, STARTS[start], method, *means, time, str(len(changes[0]))])
+    for above, row in reversed(list(pairwise(rows))):  # what a row shares with the one above is not repeated
+        row[0], row[1] = "" if row[0] == above[0] else row[0], "" if row[:2] == above[:2] else row[1]
+    header = ["errors and time against plain layer dropping's, %", "start", "method", "one layer", "a quarter of them"]
+    return table([*header, "all", "time to its error", "seeds"], rows, left=3)
 
 
 def error_table(done: Finished, start: str, unit: str) -> list[str]:
@@ -241,8 +264,9 @@ def draw(done: Finished, path: Path) -> bool:
 
 def page(experiments: Iterable[Experiment]) -> str:
     """All experiments that have finished runs, those with the most first."""
-    lines = [INTRODUCTION]
-    for done in sorted(map(Finished, experiments), key=lambda done: len(done.runs), reverse=True):
+    everything = sorted(map(Finished, experiments), key=lambda done: len(done.runs), reverse=True)
+    lines = [INTRODUCTION, *overview(everything)]
+    for done in everything:
         experiment = done.experiment
         if not done.runs:
             continue
