@@ -36,6 +36,7 @@ class Finished:
                 )
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by
+        self.heard: np.ndarray | None = None  # hashes of the test transcripts, of the first run that is looked at
 
     def of(self, method: str, start: str, num_layers: int | None = None) -> list[dict[str, Any]]:
         return [
@@ -63,11 +64,14 @@ class Finished:
         return [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
 
     def errors(self, method: str, start: str, depth: int) -> dict[int, np.ndarray]:
-        """Word or character errors of each test utterance, by seed."""
+        """Word or character errors of each test utterance, by seed; all runs must have transcribed the same ones."""
         errors, name = {}, COUNTED[self.unit] + f"_errors_{depth}"
         for run in self.of(method, start):
             with np.load(run["path"].with_suffix(".npz")) as stored:
                 if name in stored:
+                    self.heard = stored["text"] if self.heard is None else self.heard
+                    if not np.array_equal(stored["text"], self.heard):
+                        raise ValueError(f"{run['path'].stem} transcribed other utterances than the runs beside it.")
                     errors[run["seed"]] = stored[name].astype(np.int64)
         return errors
 

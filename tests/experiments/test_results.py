@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -51,3 +52,25 @@ def test_students_of_different_teachers_are_not_compared(monkeypatch, tmp_path):
     finish("dld-bernoulli-0-5-the-paper-from-scratch-seed-0", {"strong": "f1a5"})  # learns from another
     with pytest.raises(ValueError, match=r"students of different teachers \(be0e, f1a5\) do not compare"):
         finished.Finished(experiment)
+
+
+def test_errors_of_other_utterances_are_not_paired(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
+    finished, evidence = importlib.import_module("finished"), importlib.import_module("evidence")
+    experiment = evidence.read_experiment(ROOT / "experiments" / "evidence" / "digits_wavlm.yaml")
+    monkeypatch.setattr(finished, "RESULTS_DIR", tmp_path)
+    folder = tmp_path / experiment.name
+    folder.mkdir()
+    methods = "layer dropping, Bernoulli 0.5", "DLD, balanced (shipped)"
+
+    def transcribe(name: str, method: str, text: list[int]) -> None:
+        stored = {"method": method, "start": "scratch", "seed": 0, "num_layers": 12, "teachers": {"strong": "be0e"}}
+        (folder / f"{name}.json").write_text(json.dumps(stored))
+        np.savez(folder / f"{name}.npz", text=np.array(text, np.uint32), word_errors_12=np.array([1, 2], np.uint8))
+
+    transcribe("layer-dropping-bernoulli-0-5-from-scratch-seed-0", methods[0], [7, 8])
+    transcribe("dld-balanced-shipped-from-scratch-seed-0", methods[1], [7, 8])
+    assert finished.Finished(experiment).interval(*methods, "scratch", 12) == "+0.0 to +0.0 %"
+    transcribe("dld-balanced-shipped-from-scratch-seed-0", methods[1], [8, 7])
+    with pytest.raises(ValueError, match="shipped-from-scratch-seed-0 transcribed other utterances"):
+        finished.Finished(experiment).interval(*methods, "scratch", 12)
