@@ -80,8 +80,10 @@ def synchronize() -> None:
 
 
 def ratio(seconds: dict[str, list[float]], name: str, against: str) -> str:
-    """The median over the rounds of one call's time relative to another's, with the quartiles of these ratios."""
+    """The median over the rounds of one call's time relative to another's, with the quartiles of these, if several."""
     ratios = [mine / its for mine, its in zip(seconds[name], seconds[against], strict=True)]
+    if len(ratios) == 1:
+        return f"{ratios[0]:.2f}"
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
