@@ -229,7 +229,7 @@ class Bench:
 
     def quiet(self, arguments: dict[str, Any]) -> dict[str, Any]:
         fixed = {"output_dir": str(self.work / "checkpoints"), "save_strategy": "no", "disable_tqdm": True}
-        return {**fixed, "dataloader_pin_memory": torch.cuda.is_available(), "logging_steps": 250, **arguments}
+        return {**fixed, "logging_steps": 250, **arguments}
 
     def trainer(self, trainer_class: Any, model: Any, args: Any, train: Any, stopwatch: Stopwatch, **kwargs) -> Any:
         return trainer_class(

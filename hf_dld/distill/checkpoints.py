@@ -32,8 +32,8 @@ def _is_complete(checkpoint: Path) -> bool:
     return checkpoint.name.rpartition("-")[2].isdigit()
 
 
-# Where a run writes and how it is watched may change between its start and its continuation.
-_MAY_CHANGE = ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub")
+# Where a run writes, how it is watched and what its device can may change between its start and its continuation.
+_MAY_CHANGE = ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub", "dataloader_pin_memory")
 
 
 def describe_run(training: "TrainingArguments", **others: Any) -> dict[str, Any]:

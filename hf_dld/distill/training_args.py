@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -57,6 +58,8 @@ class SpeechTrainingArguments(TrainingArguments):
             self.greater_is_better = False
         super().__post_init__()
         load_whole_models()
+        # else torch warns at every loader that it has no accelerator to pin memory for
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         self.enable_jit_checkpoint = False  # the trainers do more on SIGTERM, always: see `faults`
         if self.max_nonfinite_steps < 1:
             raise ValueError(f"max_nonfinite_steps must be at least 1; got {self.max_nonfinite_steps}.")

@@ -192,6 +192,12 @@ def test_a_stream_can_be_resumed_beyond_its_first_pass(tmp_path, processor, data
     assert_same(straight, run("stopped", 5, resume=True))
 
 
+def test_memory_is_pinned_for_an_accelerator_alone(tmp_path):
+    """Without one torch warns of it at every loader, and does not pin."""
+    assert arguments(tmp_path, use_cpu=False).dataloader_pin_memory is torch.accelerator.is_available()
+    assert arguments(tmp_path, use_cpu=False, dataloader_pin_memory=False).dataloader_pin_memory is False
+
+
 def test_the_draw_is_the_logged_one(tmp_path, processor, dataset):
     trainer = make_trainer(tmp_path, processor, dataset, depth_sampling="uniform", max_steps=6)
     trainer.train()
