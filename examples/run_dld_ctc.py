@@ -40,7 +40,7 @@ from hf_dld.deploy.model_card import CARD_FILE, check_facts, is_own_card
 from hf_dld.distill.checkpoints import claim_output_dir, describe_run, last_complete_checkpoint, save_whole
 from hf_dld.evaluation import DepthReport, asr_metrics, compare_markdown, evaluate_depths, plot_depths
 from hf_dld.models import DYNAMIC_CLASSES
-from hf_dld.models.depth import check_num_active_layers
+from hf_dld.models.depth import DEPTH_SAMPLINGS, check_num_active_layers
 from hf_dld.whole_files import write_whole_text
 
 logger = logging.getLogger("run_dld_ctc")
@@ -57,6 +57,13 @@ class ModelArguments:
     )
     teacher_learning_rate: float | None = field(default=None, metadata={"help": "Default: learning_rate."})
     teacher_epochs: float | None = field(default=None, metadata={"help": "Default: num_train_epochs."})
+    teacher_depth_sampling: str | None = field(
+        default=None,
+        metadata={
+            "help": "Drop layers while the teacher is trained too, drawn so (see depth_sampling): from random weights "
+            "full depth gains by it. Default: all layers, always."
+        },
+    )
     teacher_dtype: str | None = field(
         default=None,
         metadata={"help": "Precision in which the teacher teaches, such as bfloat16. Default: as it was saved."},
@@ -98,6 +105,16 @@ class ModelArguments:
             raise ValueError(
                 f"teacher_start={self.teacher_start!r} is what train_teacher fine-tunes: give train_teacher too, or "
                 "give the checkpoint as teacher if it was fine-tuned already."
+            )
+        if self.teacher_depth_sampling is not None and not self.train_teacher:
+            raise ValueError(
+                f"teacher_depth_sampling is {self.teacher_depth_sampling!r}, but no teacher is trained: give "
+                "train_teacher."
+            )
+        if self.teacher_depth_sampling not in (None, *DEPTH_SAMPLINGS):
+            raise ValueError(
+                f"teacher_depth_sampling must be one of {', '.join(DEPTH_SAMPLINGS)}; got "
+                f"{self.teacher_depth_sampling!r}."
             )
         if self.architecture == "config" and (self.model_config or {}).get("model_type") not in DYNAMIC_CLASSES:
             raise ValueError(
@@ -357,10 +374,16 @@ def make_teacher(
     if (folder / "config.json").exists():
         logger.info("The teacher is trained already: %s", folder)
         return str(folder)
+    trainer_class, arguments_class, sampling = hf_dld.CTCTrainer, hf_dld.CTCTrainingArguments, {}
+    if model_args.teacher_depth_sampling is not None:
+        trainer_class, arguments_class = hf_dld.DLDTrainer, hf_dld.DLDTrainingArguments
+        sampling = {"depth_sampling": model_args.teacher_depth_sampling, "kl_weight": 0.0}
+        sampling |= {"layerdrop": args.layerdrop, "batch_norm": args.batch_norm}
     options = {option.name: getattr(args, option.name) for option in fields(hf_dld.CTCTrainingArguments) if option.init}
-    teacher_args = hf_dld.CTCTrainingArguments(
+    teacher_args = arguments_class(
         **{
             **options,
+            **sampling,
             "output_dir": f"{args.output_dir}/teacher_checkpoints",
             "learning_rate": model_args.teacher_learning_rate or args.learning_rate,
             "num_train_epochs": model_args.teacher_epochs or args.num_train_epochs,
@@ -376,7 +399,7 @@ def make_teacher(
     )
     model = untrained_teacher(model_args, processor)
     transcribed = splits["train"].filter(lambda labels: len(labels) > 0, input_columns="labels")
-    trainer = hf_dld.CTCTrainer(model=model, args=teacher_args, train_dataset=transcribed, **shared)
+    trainer = trainer_class(model=model, args=teacher_args, train_dataset=transcribed, **shared)
     train(trainer)
     model = trainer.whole_model()
     if trainer.is_world_process_zero():

@@ -337,6 +337,18 @@ def test_layer_dropping_without_a_teacher(run, checkpoint, student):
     assert "layer dropping, without a teacher" in (output / "README.md").read_text()
 
 
+def test_a_teacher_trained_with_dropped_layers(run):
+    """Its depths were drawn, and it is stored as the stock model of all layers that any teacher is."""
+    output = run(teacher_depth_sampling="balanced", student="config", max_steps=2, logging_steps=1)
+    state = json.loads((output / "teacher_checkpoints" / "checkpoint-6" / "trainer_state.json").read_text())
+    drawn = [entry["num_active_layers"] for entry in state["log_history"] if "num_active_layers" in entry]
+    assert min(drawn) < MODEL["num_hidden_layers"] and {entry.get("kl_loss", 0) for entry in state["log_history"]} == {
+        0
+    }
+    saved = json.loads((output / "teacher" / "config.json").read_text())
+    assert (saved["model_type"], saved["num_hidden_layers"]) == ("wavlm", MODEL["num_hidden_layers"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -414,6 +426,11 @@ def test_a_corrected_command_may_use_the_folder(run):
         ),
         ({"model_config": None}, "Training from scratch needs model_config with a model_type"),
         ({"model_config": {"hidden_size": 3}}, "needs model_config with a model_type, one of .*wavlm.*hidden_size"),
+        (
+            {"train_teacher": None, "teacher": "x", "teacher_depth_sampling": "balanced"},
+            "teacher_depth_sampling is 'balanced', but no teacher is trained",
+        ),
+        ({"teacher_depth_sampling": "all"}, "teacher_depth_sampling must be one of bernoulli, .*; got 'all'"),
         ({"train_teacher": None, "teacher": "self"}, "With teacher 'self' there is no other model to start from"),
         ({"vocabulary": "words"}, "vocabulary must be 'characters', 'bpe' or 'unigram'; got 'words'"),
         ({"depth_sampling": "all"}, "depth_sampling must be one of"),
