@@ -65,14 +65,12 @@ def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
     remove_unfinished(folder, recursive=True)
     if (folder / RUN_FILE).exists():
         earlier = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        names = (run.keys() | earlier.keys()) - {"versions"}
-        different = sorted(name for name in names if run.get(name) != earlier.get(name))
+        different = sorted(changed_settings({**earlier, "versions": None}, run))
         work = [path for path in folder.iterdir() if path.name != RUN_FILE]
         if different and work:
-            changes = ", ".join(f"{name}: {earlier.get(name)!r} then, {run.get(name)!r} now" for name in different)
             raise ValueError(
-                f"{folder} holds another run, which this one would overwrite ({changes}). Choose another output_dir, "
-                "or repeat that run's settings to continue it."
+                f"{folder} holds another run, which this one would overwrite ({'; '.join(different)}). Choose another "
+                "output_dir, or repeat that run's settings to continue it."
             )
         if not different:
             return
@@ -82,6 +80,17 @@ def claim_output_dir(folder: str | Path, run: dict[str, Any]) -> None:
     run["versions"] = {library: version(library) for library in LIBRARIES}
     with whole_folder(folder) as beside:  # a kill leaves no folder that looks like somebody else's
         (beside / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+
+
+def changed_settings(then: Any, now: Any, name: str = "") -> list[str]:
+    """Each setting of nested dictionaries that is not what it was; one that is missing is None, as one left out is."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return [
+            change
+            for key in then.keys() | now.keys()
+            for change in changed_settings(then.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    return [] if then == now else [f"{name}: {then!r} then, {now!r} now"]
 
 
 def save_whole(folder: str | Path, *parts: Any) -> None:

@@ -33,8 +33,12 @@ def test_output_dir_of_the_same_run_is_continued(tmp_path):
     assert set(stored.pop("versions")) == {"torch", "transformers", "datasets"}
     (tmp_path / "run" / "run.json").write_text(json.dumps({**stored, "versions": {"torch": "1.0"}}))
     claim_output_dir(tmp_path / "run", run)  # another version of a library is not another run
-    with pytest.raises(ValueError, match=r"holds another run.*training: .*'seed': 1.* then, .*'seed': 2.* now"):
-        claim_output_dir(tmp_path / "run", {**run, "training": {"seed": 2, "betas": (0.9, 0.98)}})
+    newer = {**run, "training": {**run["training"], "new_option": None}}
+    claim_output_dir(tmp_path / "run", newer)  # an option that did not exist and is not used
+    other = {"data": {"dataset": "a", "limits": {"s": 3}}, "training": {"seed": 2, "betas": (0.9, 0.98)}}
+    different = r"\(data.limits: None then, {'s': 3} now; training.seed: 1 then, 2 now\)"
+    with pytest.raises(ValueError, match=f"holds another run, which this one would overwrite {different}. Choose"):
+        claim_output_dir(tmp_path / "run", other)
 
 
 def test_output_dir_of_something_else(tmp_path):
