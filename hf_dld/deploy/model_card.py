@@ -349,7 +349,11 @@ def _training(config: Any, run: dict[str, Any]) -> str:
     model, data, training = (run.get(part, {}) for part in ("model", "data", "training"))
     rows = [["method", _method(model, training)], ["student starts from", _start(model)]]
     if _has_teacher(training):
-        teacher = "trained first, on the same data" if model.get("train_teacher") else model.get("teacher")
+        teacher = model.get("teacher")
+        if model.get("train_teacher"):
+            teacher = "trained first, on the same data"
+            if model.get("teacher_depth_sampling"):
+                teacher += f", with layers dropped ({model['teacher_depth_sampling']})"
         teacher = "the weights under the adapters" if teacher == "base" else _public_name(teacher or "unknown")
         rows.append(["teacher", teacher])
     if model.get("lora_r"):

@@ -345,6 +345,7 @@ def test_a_teacher_trained_with_dropped_layers(run):
     assert min(drawn) < MODEL["num_hidden_layers"] and {entry.get("kl_loss", 0) for entry in state["log_history"]} == {
         0
     }
+    assert "| trained first, on the same data, with layers dropped (balanced) |" in (output / "README.md").read_text()
     saved = json.loads((output / "teacher" / "config.json").read_text())
     assert (saved["model_type"], saved["num_hidden_layers"]) == ("wavlm", MODEL["num_hidden_layers"])
 
