@@ -33,6 +33,13 @@ def test_the_pipeline_says_digits_at_every_depth():
     assert set(" ".join(texts).split()) <= DIGITS
 
 
+def test_its_searched_layers_run_where_they_are_asked_for():
+    model = AutoModelForCTC.from_pretrained(CHECKPOINT, layer_selection="schedule", num_active_layers=3)
+    report = DepthReport.from_json(CHECKPOINT / "depth_report_schedule.json")
+    assert list(model.active_layers) == list(report.row(3).active_layers) == model.config.depth_schedule[2]
+    assert AutoModelForCTC.from_pretrained(CHECKPOINT, num_active_layers=3).active_layers == (0, 6, 11), "evenly spaced"
+
+
 @pytest.mark.data
 def test_it_hears_digits(real_speech, tmp_path):
     command = [sys.executable, ROOT / "examples/corpora/join_digits.py", "--source", real_speech("spoken_digits")]
