@@ -60,8 +60,8 @@ class ModelArguments:
     teacher_depth_sampling: str | None = field(
         default=None,
         metadata={
-            "help": "Drop layers while the teacher is trained too, drawn so (see depth_sampling): from random weights "
-            "full depth gains by it. Default: all layers, always."
+            "help": "Drop layers while the teacher is trained too, drawn so (see depth_sampling). docs/method.md says "
+            "where that makes a better teacher, and where a worse one. Default: all layers, always."
         },
     )
     teacher_dtype: str | None = field(
@@ -339,8 +339,8 @@ def model_from_config(model_config: dict[str, Any], processor: Any) -> Any:
 
 def has_head(source: str) -> bool:
     """Whether a checkpoint recognises words, and has a vocabulary, rather than being a pre-trained encoder."""
-    architectures = AutoConfig.from_pretrained(source).architectures or ["ForCTC"]
-    return any(name.endswith("ForCTC") for name in architectures)
+    architectures = AutoConfig.from_pretrained(source).architectures
+    return not architectures or any(name.endswith("ForCTC") for name in architectures)
 
 
 def vocabulary_of(processor: Any) -> dict[str, int]:
