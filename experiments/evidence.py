@@ -370,6 +370,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression that names of runs match")
     parser.add_argument("--dry_run", action="store_true", help="list what is missing")
     args = parser.parse_args()
+    if not Path(args.experiment).is_file():
+        there = ", ".join(str(path) for path in sorted(Path(__file__).parent.glob("evidence/*.yaml")))
+        parser.error(f"there is no file {args.experiment}; there are {there}")
 
     experiment = read_experiment(args.experiment)
     runs = [run for run in plan(experiment) if re.search(args.only, run.name)][args.shard :: args.num_shards]

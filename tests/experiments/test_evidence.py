@@ -128,3 +128,9 @@ def test_data_that_are_not_made_yet(harness, monkeypatch, tmp_path):
     path.write_text(yaml.safe_dump(EXPERIMENT | {"dataset": "outputs/gone"}))
     with pytest.raises(SystemExit, match="There is no outputs/gone in .*It is made by: nobody"):
         run(harness[0], monkeypatch, path)
+
+
+def test_an_experiment_that_is_not_there(harness, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(harness[0], monkeypatch, tmp_path / "gone.yaml")
+    assert f"there is no file {tmp_path / 'gone.yaml'}; there are " in capsys.readouterr().err
