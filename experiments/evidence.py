@@ -14,9 +14,12 @@ The test split is transcribed once, when a run is done. What is logged on the wa
 
 import argparse
 import hashlib
+import json
+import math
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +36,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import hf_dld
 from hf_dld.distill.checkpoints import save_whole
+from hf_dld.distill.faults import NonFiniteLossError
 from hf_dld.evaluation import asr_metrics, evaluate_depths, search_depth_schedule
 from hf_dld.models import DYNAMIC_CLASSES
 
@@ -51,6 +55,7 @@ class Experiment:
     - `layer_selection`: "schedule" for the layers that a search on the validation split finds for the strong teacher,
       to be trained on (with `depth_sampling: selection`) and evaluated with; otherwise evenly spaced ones;
     - `share_of_steps`: 0.5 for methods whose steps cost twice as much;
+    - `learning_rate`: "own" for the one that the validation split finds for this method, by default that of the start;
     - `colld_weight`: of the layer-to-layer loss beside DLD's (see `LayerwiseDLDTrainer`), none by default;
     - `transcribed`: the share of the training utterances whose transcripts may be used, the others being for KL alone,
       or left out with `kl_weight: 0`.
@@ -89,9 +94,14 @@ class Run:
     options: dict[str, Any] = field(hash=False)
 
     @property
-    def name(self) -> str:
+    def recipe(self) -> str:
+        """What all seeds have in common."""
         depth = f" {self.num_layers} layers" if self.options.get("kind") == "static" else ""
-        return re.sub(r"[^a-z0-9]+", "-", f"{self.method}{depth} from {self.start} seed {self.seed}".lower()).strip("-")
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.method}{depth} from {self.start}".lower()).strip("-")
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}-seed-{self.seed}"
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -126,6 +136,14 @@ def teachers_of(run: Run) -> list[str]:
     begins = ["strong"] if run.start == "teacher" else []
     learns = kind == "dynamic" and run.options.get("kl_weight", 1.0) > 0
     return sorted({*begins, teacher} if learns and teacher != "self" else begins)
+
+
+def best_by_doubling(value: float, error: Callable[[float], float]) -> float:
+    """The value doubled, or else halved, as long as that lowers the error: one with a worse one on both sides."""
+    factor = 2.0 if error(2 * value) < error(value) else 0.5
+    while error(factor * value) < error(value):
+        value *= factor
+    return value
 
 
 class Stopwatch(TrainerCallback, ExportableState):
@@ -246,15 +264,17 @@ class Bench:
 
     def carry_out(self, run: Run) -> dict[str, Any]:
         """Train and evaluate one run."""
-        set_seed(run.seed)
-        started = time.process_time()
-        model, stopwatch = self.make_student(run), Stopwatch()
         kind = run.options.get("kind", "dynamic")
         arguments = {**self.experiment.training, **self.experiment.starts[run.start], "seed": run.seed}
         arguments |= {name: value for name, value in run.options.items() if name not in HARNESS_OPTIONS}
         arguments["max_steps"] = round(arguments["max_steps"] * run.options.get("share_of_steps", 1.0))
+        if run.options.get("learning_rate") == "own":
+            arguments["learning_rate"] = self.own_learning_rate(run, arguments)
+        set_seed(run.seed)
+        started = time.process_time()
+        model, stopwatch = self.make_student(run), Stopwatch()
         if kind != "cut":
-            self.train(kind, run, model, arguments, stopwatch)
+            self.train(run, model, arguments, stopwatch)
         trained_s = time.process_time() - started
         stem = RESULTS_DIR / self.experiment.name / run.name
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -302,7 +322,32 @@ class Bench:
         validation = self.splits["validation"]
         search_depth_schedule(model, validation, self.processor, resume_file=resume_file).apply_to(model.config)
 
-    def train(self, kind: str, run: Run, model: Any, arguments: dict[str, Any], stopwatch: Stopwatch) -> None:
+    def own_learning_rate(self, run: Run, arguments: dict[str, Any]) -> float:
+        """The learning rate with which a method errs least on the validation split.
+
+        Found once for all seeds, with a seed that is none of theirs, and stored with every rate that was tried.
+        """
+        file = RESULTS_DIR / self.experiment.name / f"learning-rate-of-{run.recipe}.json"
+        tried = json.loads(file.read_text(encoding="utf-8"))["errors"] if file.exists() else {}
+
+        def error(rate: float) -> float:
+            if str(rate) not in tried:
+                set_seed(TUNING_SEED)
+                model, stopwatch = self.make_student(run), Stopwatch()
+                try:
+                    self.train(run, model, arguments | {"learning_rate": rate, "seed": TUNING_SEED}, stopwatch)
+                    found = stopwatch.evaluations[-1]
+                    unit = self.experiment.judged_by
+                    tried[str(rate)] = found.get(f"{unit}_mean", found.get(unit))
+                except NonFiniteLossError:
+                    tried[str(rate)] = math.inf
+                store(file, {"seed": TUNING_SEED, "errors": tried, **environment()})
+            return tried[str(rate)]
+
+        return best_by_doubling(self.experiment.starts[run.start]["learning_rate"], error)
+
+    def train(self, run: Run, model: Any, arguments: dict[str, Any], stopwatch: Stopwatch) -> None:
+        kind = run.options.get("kind", "dynamic")
         evaluated = {"eval_strategy": "steps", "eval_steps": self.experiment.eval_steps}
         arguments = self.quiet(arguments | evaluated)
         train = self.training_set(run.options.get("transcribed", 1.0), arguments.get("kl_weight", 1.0) > 0)
@@ -357,7 +402,9 @@ class Bench:
 
 HARNESS_OPTIONS = (
     "kind", "starts", "layers", "teacher", "transcribed", "share_of_steps", "colld_weight", "layer_selection",
+    "learning_rate",
 )  # fmt: skip
+TUNING_SEED = 1000
 SELECTIONS = ("even", "first", "schedule", "random")
 
 

@@ -2,11 +2,14 @@
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = {
@@ -33,7 +36,7 @@ EXPERIMENT = {
         "strong": {"max_steps": 2},
         "better": {"max_steps": 2, "depth_sampling": "balanced", "kl_weight": 0.0},
     },
-    "starts": {"teacher": {}, "scratch": {}},
+    "starts": {"teacher": {"learning_rate": 1e-5}, "scratch": {"learning_rate": 1e-5}},
     "training": {"max_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4},
     "depths": [1, 4],
     "eval_depths": [1, 4],
@@ -50,6 +53,7 @@ EXPERIMENT = {
         "static, trained alone": {"kind": "static", "layers": [4], "starts": ["scratch"]},
         "static, each depth alone": {"kind": "static", "layers": [1], "starts": ["teacher"]},
         "early exit": {"kind": "early_exit", "starts": ["scratch"]},
+        "static, own learning rate": {"kind": "static", "layers": [4], "starts": ["scratch"], "learning_rate": "own"},
     },
 }
 
@@ -89,9 +93,9 @@ def test_from_nothing_to_the_page(harness, corpus, monkeypatch, tmp_path, capsys
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(EXPERIMENT | {"dataset": str(corpus)}))
     run(evidence, monkeypatch, path)
-    assert "10 of 10 runs are missing" in capsys.readouterr().out
+    assert "11 of 11 runs are missing" in capsys.readouterr().out
     run(evidence, monkeypatch, path, "--dry_run")
-    assert "0 of 10 runs are missing" in capsys.readouterr().out
+    assert "0 of 11 runs are missing" in capsys.readouterr().out
 
     stored = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results" / "tiny").glob("*-seed-0.json")}
     taught = {name: sorted(result["teachers"]) for name, result in stored.items()}
@@ -106,7 +110,12 @@ def test_from_nothing_to_the_page(harness, corpus, monkeypatch, tmp_path, capsys
         "static-trained-alone-4-layers-from-scratch-seed-0": [],
         "static-each-depth-alone-1-layers-from-teacher-seed-0": ["strong"],
         "early-exit-from-scratch-seed-0": [],
+        "static-own-learning-rate-4-layers-from-scratch-seed-0": [],
     }
+    tuned = tmp_path / "results" / "tiny" / "learning-rate-of-static-own-learning-rate-4-layers-from-scratch.json"
+    errors = {float(rate): error for rate, error in json.loads(tuned.read_text())["errors"].items()}
+    own = stored["static-own-learning-rate-4-layers-from-scratch-seed-0"]["arguments"]["learning_rate"]
+    assert {1e-5, 2e-5} <= errors.keys() and errors[own] == min(errors.values())
     for result in stored.values():
         trained = result["kind"] != "cut"
         assert [point["step"] for point in result["evaluations"]] == ([1, 2] if trained else [])
@@ -117,10 +126,23 @@ def test_from_nothing_to_the_page(harness, corpus, monkeypatch, tmp_path, capsys
         )
 
     page = results.page([evidence.read_experiment(path)])
-    assert "10 of 10 runs are finished." in page
+    assert "11 of 11 runs are finished." in page
     assert (tmp_path / "results_tiny.png").exists()
     for method in EXPERIMENT["methods"]:
         assert f"\n| {method} |" in page
+
+
+@given(st.integers(-6, 6), st.integers(-6, 6))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_best_value_is_found_from_anywhere(harness, start, best):
+    tried = []
+
+    def error(value: float) -> float:
+        tried.append(value)
+        return abs(math.log2(value) - best)
+
+    assert harness[0].best_by_doubling(2.0**start, error) == 2.0**best
+    assert {2.0 ** (best - 1), 2.0 ** (best + 1)} <= set(tried)
 
 
 def test_data_that_are_not_made_yet(harness, monkeypatch, tmp_path):
