@@ -10,6 +10,12 @@ from evidence import Experiment, plan, teachers_of
 from hf_dld.evaluation.intervals import bootstrap_interval
 
 COUNTED = {"wer": "word", "cer": "character"}
+OWN_RATE = ", own learning rate"
+
+
+def rival(method: str, reference: str) -> str:
+    """What a method is compared with: the reference, with its own learning rate where the method has its own."""
+    return reference + OWN_RATE if method.endswith(OWN_RATE) else reference
 
 
 class Finished:
@@ -34,6 +40,10 @@ class Finished:
                     f"{experiment.name}: students of different teachers ({', '.join(sorted(digests))}) do not compare. "
                     "Give those of one teacher an experiment of their own, as digits_wavlm_first_teacher.yaml is."
                 )
+        self.rates_tried = {
+            path.stem.removeprefix("learning-rate-of-"): json.loads(path.read_text(encoding="utf-8"))["errors"]
+            for path in sorted(self.folder.glob("learning-rate-of-*.json"))
+        }
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by
         self.heard: np.ndarray | None = None  # hashes of the test transcripts, of the first run that is looked at
@@ -92,7 +102,7 @@ def budget_ratios(
     CPU seconds may count the training of the teachers that a run begins as or learns from.
     """
     ratios, rate = [], f"{done.unit}_mean"
-    for run in done.of(done.experiment.reference, start):
+    for run in done.of(rival(method, done.experiment.reference), start):
         twin = [other for other in done.of(method, start) if other["seed"] == run["seed"]]
         if not twin or not run["evaluations"] or rate not in run["evaluations"][-1]:
             continue

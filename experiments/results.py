@@ -9,14 +9,14 @@ paper's own figures.
 import json
 import statistics
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import colld
 import matplotlib
 from common import ROOT, spread
 from evidence import SELECTIONS, Experiment, plan, read_experiment
-from finished import COUNTED, Finished, budget_ratios
+from finished import COUNTED, OWN_RATE, Finished, budget_ratios, rival
 from matplotlib.figure import Figure
 
 from hf_dld.evaluation.plots import COLOURS, MARKERS
@@ -26,7 +26,15 @@ IMAGES = ROOT / "docs" / "images"
 SHIPPED, PAPER, STATIC = "DLD, balanced (shipped)", "DLD, Bernoulli 0.5 (the paper)", "static, trained alone"
 LONGER = "DLD, balanced, 1.3 times the steps"  # a step of what is shipped costs less than one of layer dropping
 BETTER_TAUGHT = "DLD, balanced, better teacher"  # which teacher is taken is not shipped
-JUDGED = {"here": SHIPPED, "in 1.3 times the steps": LONGER, "with a better teacher": BETTER_TAUGHT}
+TUNED = "each at its own learning rate"
+JUDGED = {
+    "here": SHIPPED,
+    "in 1.3 times the steps": LONGER,
+    "with a better teacher": BETTER_TAUGHT,
+    TUNED: SHIPPED + OWN_RATE,
+}
+# a teacher changes nothing of what a step costs, and its students ran in other hours than layer dropping
+TIMED = [label for label, method in JUDGED.items() if method != BETTER_TAUGHT]
 INTERVAL = "95 % interval"
 STARTS = {"teacher": "from the teacher's weights", "scratch": "from scratch"}
 INTRODUCTION = """# Results
@@ -37,12 +45,14 @@ experiment is one YAML file, and one command trains what is missing of it:
     python experiments/evidence.py experiments/evidence/digits_wavlm.yaml
     python experiments/results.py
 
-Methods of one table have the same model, data, batches, learning rate and number of steps. Error rates are those of the
-test split, which each run transcribes once, at its end; "mean (lowest to highest)" is over seeds, and a table says how
-many are finished: what is not finished is not shown. Intervals come from a paired bootstrap over test utterances, with
-the errors of all seeds together. Times are CPU seconds of one thread and leave evaluations out. Between commits 51fdfb2
-and 75c65b8 steps became a quarter cheaper, and from 22a60b1 on they ran on another processor, twice as fast, on which
-the same step took 85 to 111 ms in different hours: times compare roughly, and on one processor; steps always.
+Methods of one table have the same model, data, batches and number of steps. Their learning rate is the same too, but
+for those "own learning rate": that is the one with which the method erred least on the validation split, with a seed
+that is not reported, and what it is compared with has its own as well. Error rates are those of the test split, which
+each run transcribes once, at its end; "mean (lowest to highest)" is over seeds, and a table says how many are finished:
+what is not finished is not shown. Intervals come from a paired bootstrap over test utterances, with the errors of all
+seeds together. Times are CPU seconds of one thread and leave evaluations out. Between commits 51fdfb2 and 75c65b8 steps
+became a quarter cheaper, and from 22a60b1 on they ran on another processor, twice as fast, on which the same step took
+85 to 111 ms in different hours: times compare roughly, and on one processor; steps always.
 """
 
 
@@ -61,8 +71,8 @@ def overview(everything: list[Finished]) -> list[str]:
     for done in everything:
         quarter = [depth for depth in done.experiment.depths if depth <= done.num_layers / 4]
         for start in STARTS:
-            for method in (PAPER, SHIPPED, LONGER):
-                compared = (method, done.experiment.reference, start)
+            for method in (PAPER, PAPER + OWN_RATE, SHIPPED, LONGER, SHIPPED + OWN_RATE):
+                compared = (method, rival(method, done.experiment.reference), start)
                 changes = [done.changes(*compared, depth) for depth in (quarter[0], quarter[-1], done.num_layers)]
                 if not changes[0]:
                     continue
@@ -99,20 +109,20 @@ def verdict(changes: list[float], wanted: float) -> str:
 
 def claims_table(done: Finished) -> list[str]:
     """The paper's three claims: method, our figure, whether it holds."""
-    rows, reference, unit = [], done.experiment.reference, done.unit.upper()
+    rows, unit = [], done.unit.upper()
     high = max(depth for depth in done.experiment.depths if depth <= done.num_layers / 4)
-    for start in STARTS:
+    for start, (method, tuned) in product(STARTS, ((PAPER, ""), (PAPER + OWN_RATE, f", {TUNED}"))):
         for what, depth, claimed in (
             (f"{unit} at high dropping ({high} of {done.num_layers} layers)", high, -0.0932),
             (f"{unit} without dropping", done.num_layers, -0.0225),
         ):
-            changes = done.changes(PAPER, reference, start, depth)
-            if changes:
-                ours = [spread(changes, sign="+") + " %", done.interval(PAPER, reference, start, depth)]
-                rows.append([f"{what}, {STARTS[start]}", f"{100 * claimed:+.2f} %", *ours, verdict(changes, claimed)])
+            compared = (method, rival(method, done.experiment.reference), start, depth)
+            if changes := done.changes(*compared):
+                ours = [spread(changes, sign="+") + " %", done.interval(*compared), verdict(changes, claimed)]
+                rows.append([f"{what}, {STARTS[start]}{tuned}", f"{100 * claimed:+.2f} %", *ours])
         for counted, with_teachers in (("", False), (", the teacher's training counted", True)):
-            if change := time_change(done, PAPER, start, -0.333, with_teachers):
-                what = f"training time to layer dropping's final {unit}, {STARTS[start]}{counted}"
+            if change := time_change(done, method, start, -0.333, with_teachers):
+                what = f"training time to layer dropping's final {unit}, {STARTS[start]}{tuned}{counted}"
                 rows.append([what, "-33.3 %", change[0], "", change[1]])
     header = ["the paper's claim, against plain layer dropping", "paper", "here", INTERVAL, "verdict"]
     return table(header, rows) if rows else []
@@ -145,10 +155,9 @@ def goals_table(done: Finished) -> list[str]:
         what = f"{full} layers, {STARTS[start]}, against a static model trained as long"
         rows += goal_row(done, what, STATIC, start, full, 0.0)
         what = f"time to plain layer dropping's final {done.unit.upper()}, {STARTS[start]}"
-        # a teacher changes nothing of what a step costs, and its students ran in other hours than layer dropping
-        timed = [time_change(done, method, start, -0.5) for method in (SHIPPED, LONGER)]
+        timed = [time_change(done, JUDGED[label], start, -0.5) if label in TIMED else None for label in JUDGED]
         if timed[0]:
-            rows.append([what, "-50 %", *(": ".join(change) if change else "" for change in timed), "", ""])
+            rows.append([what, "-50 %", *(": ".join(change) if change else "" for change in timed), ""])
         rows += cost_row(done, start)
     for depth in done.experiment.depths:
         if depth >= full / 3:
@@ -161,7 +170,7 @@ def goals_table(done: Finished) -> list[str]:
 
 def goal_row(done: Finished, what: str, reference: str, start: str, depth: int, wanted: float) -> list[list[str]]:
     """One row of `goals_table`; none where nothing is finished that could be compared."""
-    judged = [done.changes(method, reference, start, depth) for method in JUDGED.values()]
+    judged = [done.changes(method, rival(method, reference), start, depth) for method in JUDGED.values()]
     if not judged[0]:
         return []
     cells = [f"{spread(changes, sign='+')} %: {verdict(changes, wanted)}" if changes else "" for changes in judged]
@@ -169,15 +178,31 @@ def goal_row(done: Finished, what: str, reference: str, start: str, depth: int, 
 
 
 def cost_row(done: Finished, start: str) -> list[list[str]]:
-    """What the trainings behind the first columns of `goals_table` cost."""
-    whole = {run["seed"]: run["train_cpu_s"] for run in done.of(done.experiment.reference, start)}
+    """What the trainings behind the columns of `goals_table` cost."""
+
+    def costs(method: str) -> dict[int, float]:
+        return {run["seed"]: run["train_cpu_s"] for run in done.of(method, start)}
+
     cells = []
-    for method in (SHIPPED, LONGER):
-        costs = {run["seed"]: run["train_cpu_s"] for run in done.of(method, start)}
-        changes = [costs[seed] / whole[seed] - 1 for seed in sorted(costs.keys() & whole.keys())]
-        cells.append(spread(changes, sign="+") + " %" if changes else "")
+    for label, method in JUDGED.items():
+        ours, theirs = costs(method), costs(rival(method, done.experiment.reference))
+        changes = [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
+        cells.append(spread(changes, sign="+") + " %" if changes and label in TIMED else "")
     what = f"CPU seconds of the whole training, {STARTS[start]}, against plain layer dropping's"
-    return [[what, "", *cells, "", ""]] if cells[0] else []
+    return [[what, "", *cells, ""]] if cells[0] else []
+
+
+def rates_table(done: Finished) -> list[str]:
+    """The learning rates that were tried for a method, and which it got."""
+    rows = []
+    for recipe, tried in done.rates_tried.items():
+        if not any(run["path"].stem.startswith(f"{recipe}-seed-") for run in done.runs):
+            continue  # the search goes on
+        chosen = min(tried, key=tried.get)
+        cells = [f"{rate}: {100 * tried[rate]:.1f}" for rate in sorted(tried, key=float)]
+        rows.append([recipe, chosen, ", ".join(cells)])
+    header = ["method", "its own learning rate", f"validation {done.unit.upper()} % at each that was tried"]
+    return table(header, rows, left=3) if rows else []
 
 
 def times_table(done: Finished) -> list[str]:
@@ -279,7 +304,7 @@ def page(experiments: Iterable[Experiment]) -> str:
         for unit in ("wer", "cer") if done.unit == "wer" else ("cer", "wer"):
             for start in STARTS:
                 lines += error_table(done, start, unit)
-        lines += [*times_table(done), *selections_table(done)]
+        lines += [*rates_table(done), *times_table(done), *selections_table(done)]
         lines += [provenance(done), ""]
     return "\n".join(lines)
 
