@@ -21,6 +21,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, HfArgumentParser, pipeline, set_seed
 
 import hf_dld
-from hf_dld.data import load_processor, load_speech_dataset, prepare_dataset, training_stream
+from hf_dld.data import FilterReport, load_processor, load_speech_dataset, prepare_dataset, training_stream
 from hf_dld.deploy import create_repository, push_to_hub, write_model_card
 from hf_dld.deploy.model_card import CARD_FILE, check_facts, is_own_card
 from hf_dld.distill.checkpoints import claim_output_dir, describe_run, last_complete_checkpoint, save_whole
@@ -330,6 +331,60 @@ def make_processor(model_args: ModelArguments, data_args: DataArguments, train: 
     return hf_dld.build_subword_processor(train["text"], data_args.vocab_size, data_args.vocabulary, **options)
 
 
+def frame_counter(model_args: ModelArguments, processor: Any) -> Callable[[int], int]:
+    """What says how many frames the student makes of so many samples."""
+    if model_args.architecture == "config":
+        model = model_from_config({**model_args.model_config, "num_hidden_layers": 1}, processor)
+    else:
+        model = AutoModelForCTC.from_config(AutoConfig.from_pretrained(model_args.architecture, num_hidden_layers=1))
+    return model._get_feat_extract_output_lengths
+
+
+def stream_training_split(
+    data_args: DataArguments,
+    args: hf_dld.DLDTrainingArguments,
+    train: datasets.IterableDataset,
+    processor: Any,
+    frames_of: Callable[[int], int],
+) -> tuple[datasets.IterableDataset, FilterReport]:
+    """The training split as it is read, and the counts of what is left out on the way."""
+    in_order = args.train_sampling_strategy == "sequential"
+    return training_stream(
+        train,
+        processor,
+        frames_of,
+        min_duration_s=data_args.min_duration_s,
+        max_duration_s=data_args.max_duration_s,
+        keep_untranscribed=data_args.keep_untranscribed,
+        shuffle_buffer_size=None if in_order else data_args.shuffle_buffer_size,
+        seed=args.seed,
+    )
+
+
+def prepare_splits(
+    data_args: DataArguments,
+    args: hf_dld.DLDTrainingArguments,
+    splits: dict[str, Any],
+    processor: Any,
+    frames_of: Callable[[int], int],
+) -> None:
+    """Make the splits ready for training and evaluation, in place; a streamed training split is already."""
+    with args.main_process_first():
+        for role in ("eval", "test") if data_args.streaming else tuple(splits):
+            training = role == "train"
+            splits[role], report = prepare_dataset(
+                splits[role],
+                processor,
+                frames_of,
+                min_duration_s=data_args.min_duration_s,
+                max_duration_s=data_args.max_duration_s,
+                keep_untranscribed=data_args.keep_untranscribed and training,
+                decode_once=data_args.decode_once and training,
+                num_proc=data_args.num_proc,
+            )
+            logger.info("%s: %d utterances, %d left out", role, report.kept, report.total - report.kept)
+
+
 def model_from_config(model_config: dict[str, Any], processor: Any) -> Any:
     """A dynamic model with random weights."""
     model_class = DYNAMIC_CLASSES[model_config["model_type"]]
@@ -537,32 +592,11 @@ def main() -> None:
         repo_id = create_repository(name, private=args.hub_private_repo, token=args.hub_token)
     splits = load_splits(data_args)
     processor = make_processor(model_args, data_args, splits["train"])
-    if model_args.architecture == "config":
-        frames_of = model_from_config({**model_args.model_config, "num_hidden_layers": 1}, processor)
-    else:
-        frames_of = AutoModelForCTC.from_config(
-            AutoConfig.from_pretrained(model_args.architecture, num_hidden_layers=1)
-        )
-    frames_of = frames_of._get_feat_extract_output_lengths
-    limits = {"min_duration_s": data_args.min_duration_s, "max_duration_s": data_args.max_duration_s}
-    untranscribed = {"keep_untranscribed": data_args.keep_untranscribed}
+    frames_of = frame_counter(model_args, processor)
+    stream_report = None
     if data_args.streaming:
-        in_order = args.train_sampling_strategy == "sequential"
-        splits["train"], train_report = training_stream(
-            splits["train"],
-            processor,
-            frames_of,
-            shuffle_buffer_size=None if in_order else data_args.shuffle_buffer_size,
-            seed=args.seed,
-            **limits,
-            **untranscribed,
-        )
-    with args.main_process_first():
-        for role in ("eval", "test") if data_args.streaming else splits:
-            options = {**limits, **(untranscribed if role == "train" else {}), "num_proc": data_args.num_proc}
-            options["decode_once"] = data_args.decode_once and role == "train"
-            splits[role], report = prepare_dataset(splits[role], processor, frames_of, **options)
-            logger.info("%s: %d utterances, %d left out", role, report.kept, report.total - report.kept)
+        splits["train"], stream_report = stream_training_split(data_args, args, splits["train"], processor, frames_of)
+    prepare_splits(data_args, args, splits, processor, frames_of)
     shared = {
         "eval_dataset": splits["eval"],
         "data_collator": hf_dld.DataCollatorCTC(processor),
@@ -596,8 +630,8 @@ def main() -> None:
         )
     train(trainer)
     logger.info("Student ready after %.0f s", time.monotonic() - started)
-    if data_args.streaming and args.dataloader_num_workers == 0:  # else the workers have counted, each for itself
-        logger.info("What was read of the training stream, repetitions included:\n%s", train_report)
+    if stream_report is not None and args.dataloader_num_workers == 0:  # else the workers have counted, each for itself
+        logger.info("What was read of the training stream, repetitions included:\n%s", stream_report)
 
     model = trainer.whole_model()
     if model_args.lora_r is not None:
