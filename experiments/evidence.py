@@ -139,10 +139,14 @@ def teachers_of(run: Run) -> list[str]:
 
 
 def best_by_doubling(value: float, error: Callable[[float], float]) -> float:
-    """The value doubled, or else halved, as long as that lowers the error: one with a worse one on both sides."""
-    factor = 2.0 if error(2 * value) < error(value) else 0.5
-    while error(factor * value) < error(value):
-        value *= factor
+    """The value doubled, or else halved, until two in a row are no better than the best: one bad training is chance."""
+    for factor in (2.0, 0.5):
+        best = tried = value
+        while tried in (best, best * factor):
+            tried *= factor
+            best = tried if error(tried) < error(best) else best
+        if best != value:
+            return best
     return value
 
 

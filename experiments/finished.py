@@ -44,6 +44,14 @@ class Finished:
             path.stem.removeprefix("learning-rate-of-"): json.loads(path.read_text(encoding="utf-8"))["errors"]
             for path in sorted(self.folder.glob("learning-rate-of-*.json"))
         }
+        for recipe, errors in self.rates_tried.items():
+            runs = [run for run in self.runs if run["path"].stem.startswith(f"{recipe}-seed-")]
+            used, best = {run["arguments"]["learning_rate"] for run in runs}, float(min(errors, key=errors.get))
+            if used - {best}:
+                raise ValueError(
+                    f"{experiment.name}: {recipe} was trained with the learning rate {used}, and errs least with {best}: "
+                    "remove those runs, and train them anew."
+                )
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by
         self.heard: np.ndarray | None = None  # hashes of the test transcripts, of the first run that is looked at

@@ -125,11 +125,17 @@ def test_from_nothing_to_the_page(harness, corpus, monkeypatch, tmp_path, capsys
             [result["num_layers"]] if "static" in result["kind"] else [1, 4]
         )
 
-    page = results.page([evidence.read_experiment(path)])
+    experiment = evidence.read_experiment(path)
+    page = results.page([experiment])
     assert "11 of 11 runs are finished." in page
     assert (tmp_path / "results_tiny.png").exists()
     for method in EXPERIMENT["methods"]:
         assert f"\n| {method} |" in page
+
+    search = json.loads(tuned.read_text())
+    tuned.write_text(json.dumps(search | {"errors": search["errors"] | {"0.5": -1.0}}))
+    with pytest.raises(ValueError, match=r"trained with the learning rate \{.*e-05\}, and errs least with 0.5: remove"):
+        results.page([experiment])
 
 
 @given(st.integers(-6, 6), st.integers(-6, 6))
@@ -142,7 +148,13 @@ def test_the_best_value_is_found_from_anywhere(harness, start, best):
         return abs(math.log2(value) - best)
 
     assert harness[0].best_by_doubling(2.0**start, error) == 2.0**best
-    assert {2.0 ** (best - 1), 2.0 ** (best + 1)} <= set(tried)
+    around = {-2, -1, 1, 2} if start == best else {1, 2} if start < best else {-1, -2}
+    assert {2.0 ** (best + distance) for distance in around} <= set(tried)
+
+
+def test_one_training_that_went_badly_does_not_end_the_search(harness):
+    errors = {1.0: 0.5, 2.0: 0.6, 4.0: 0.4, 8.0: 0.45, 16.0: 0.45}
+    assert harness[0].best_by_doubling(1.0, errors.__getitem__) == 4.0
 
 
 def test_data_that_are_not_made_yet(harness, monkeypatch, tmp_path):
