@@ -49,8 +49,8 @@ class Finished:
             used, best = {run["arguments"]["learning_rate"] for run in runs}, float(min(errors, key=errors.get))
             if used - {best}:
                 raise ValueError(
-                    f"{experiment.name}: {recipe} was trained with the learning rate {used}, and errs least with {best}: "
-                    "remove those runs, and train them anew."
+                    f"{experiment.name}: {recipe} was trained with the learning rate {used}, and errs least with "
+                    f"{best}: remove those runs, and train them anew."
                 )
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by
