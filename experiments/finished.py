@@ -45,16 +45,20 @@ class Finished:
             for path in sorted(self.folder.glob("learning-rate-of-*.json"))
         }
         for recipe, errors in self.rates_tried.items():
-            runs = [run for run in self.runs if run["path"].stem.startswith(f"{recipe}-seed-")]
-            used, best = {run["arguments"]["learning_rate"] for run in runs}, float(min(errors, key=errors.get))
-            if used - {best}:
-                raise ValueError(
-                    f"{experiment.name}: {recipe} was trained with the learning rate {used}, and errs least with "
-                    f"{best}: remove those runs, and train them anew."
-                )
+            for rate in self.rates_used(recipe):
+                if errors[str(rate)] > min(errors.values()):
+                    raise ValueError(
+                        f"{experiment.name}: {recipe} was trained with the learning rate {rate}, and errs least with "
+                        f"{min(errors, key=errors.get)}: remove those runs, and train them anew."
+                    )
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by
         self.heard: np.ndarray | None = None  # hashes of the test transcripts, of the first run that is looked at
+
+    def rates_used(self, recipe: str) -> set[float]:
+        """The learning rate of all finished runs of a recipe; empty where none is finished."""
+        runs = [run for run in self.runs if run["path"].stem.startswith(f"{recipe}-seed-")]
+        return {run["arguments"]["learning_rate"] for run in runs}
 
     def of(self, method: str, start: str, num_layers: int | None = None) -> list[dict[str, Any]]:
         return [

@@ -196,11 +196,8 @@ def rates_table(done: Finished) -> list[str]:
     """The learning rates that were tried for a method, and which it got."""
     rows = []
     for recipe, tried in done.rates_tried.items():
-        if not any(run["path"].stem.startswith(f"{recipe}-seed-") for run in done.runs):
-            continue  # the search goes on
-        chosen = min(tried, key=tried.get)
         cells = [f"{rate}: {100 * tried[rate]:.1f}" for rate in sorted(tried, key=float)]
-        rows.append([recipe, chosen, ", ".join(cells)])
+        rows += [[recipe, str(chosen), ", ".join(cells)] for chosen in done.rates_used(recipe)]
     header = ["method", "its own learning rate", f"validation {done.unit.upper()} % at each that was tried"]
     return table(header, rows, left=3) if rows else []
 

@@ -113,8 +113,11 @@ def end_when():
         while process.is_alive() and not moment():
             time.sleep(0.001)
         with suppress(psutil.NoSuchProcess):  # it was done before
-            children.extend(psutil.Process(process.pid).children(recursive=True))
-        process.terminate() if terminate else process.kill()
+            running = psutil.Process(process.pid)
+            running.suspend()  # on a busy machine the moment would be over by the time that the children are known
+            children.extend(running.children(recursive=True))
+            process.terminate() if terminate else process.kill()
+            running.resume()
         process.join(60)
         return process.exitcode
 

@@ -134,7 +134,7 @@ def test_from_nothing_to_the_page(harness, corpus, monkeypatch, tmp_path, capsys
 
     search = json.loads(tuned.read_text())
     tuned.write_text(json.dumps(search | {"errors": search["errors"] | {"0.5": -1.0}}))
-    with pytest.raises(ValueError, match=r"trained with the learning rate \{.*e-05\}, and errs least with 0.5: remove"):
+    with pytest.raises(ValueError, match=r"trained with the learning rate .*e-05, and errs least with 0.5: remove"):
         results.page([experiment])
 
 
