@@ -55,7 +55,7 @@ class Experiment:
     - `layer_selection`: "schedule" for the layers that a search on the validation split finds for the strong teacher,
       to be trained on (with `depth_sampling: selection`) and evaluated with; otherwise evenly spaced ones;
     - `share_of_steps`: 0.5 for methods whose steps cost twice as much;
-    - `learning_rate`: "own" for the one that the validation split finds for this method, by default that of the start;
+    - `learning_rate`: a number, or "own" for what the validation split finds for this method; by default the start's;
     - `colld_weight`: of the layer-to-layer loss beside DLD's (see `LayerwiseDLDTrainer`), none by default;
     - `transcribed`: the share of the training utterances whose transcripts may be used, the others being for KL alone,
       or left out with `kl_weight: 0`.
@@ -272,7 +272,7 @@ class Bench:
         arguments = {**self.experiment.training, **self.experiment.starts[run.start], "seed": run.seed}
         arguments |= {name: value for name, value in run.options.items() if name not in HARNESS_OPTIONS}
         arguments["max_steps"] = round(arguments["max_steps"] * run.options.get("share_of_steps", 1.0))
-        if run.options.get("learning_rate") == "own":
+        if arguments.get("learning_rate") == "own":
             arguments["learning_rate"] = self.own_learning_rate(run, arguments)
         set_seed(run.seed)
         started = time.process_time()
@@ -406,7 +406,6 @@ class Bench:
 
 HARNESS_OPTIONS = (
     "kind", "starts", "layers", "teacher", "transcribed", "share_of_steps", "colld_weight", "layer_selection",
-    "learning_rate",
 )  # fmt: skip
 TUNING_SEED = 1000
 SELECTIONS = ("even", "first", "schedule", "random")
