@@ -27,12 +27,16 @@ SHIPPED, PAPER, STATIC = "DLD, balanced (shipped)", "DLD, Bernoulli 0.5 (the pap
 LONGER = "DLD, balanced, 1.3 times the steps"  # a step of what is shipped costs less than one of layer dropping
 BETTER_TAUGHT = "DLD, balanced, better teacher"  # which teacher is taken is not shipped
 TUNED = "each at its own learning rate"
+HALF = ", half the steps"
 JUDGED = {
     "here": SHIPPED,
     "in 1.3 times the steps": LONGER,
     "with a better teacher": BETTER_TAUGHT,
     TUNED: SHIPPED + OWN_RATE,
+    f"in half the steps, {TUNED}": SHIPPED + HALF + OWN_RATE,
 }
+PUBLISHED = {PAPER: "", PAPER + OWN_RATE: f", {TUNED}", PAPER + HALF + OWN_RATE: f", in half the steps, {TUNED}"}
+OVERVIEW = (*PUBLISHED, SHIPPED, LONGER, SHIPPED + OWN_RATE, SHIPPED + HALF + OWN_RATE)
 # a teacher changes nothing of what a step costs, and its students ran in other hours than layer dropping
 TIMED = [label for label, method in JUDGED.items() if method != BETTER_TAUGHT]
 INTERVAL = "95 % interval"
@@ -71,7 +75,7 @@ def overview(everything: list[Finished]) -> list[str]:
     for done in everything:
         quarter = [depth for depth in done.experiment.depths if depth <= done.num_layers / 4]
         for start in STARTS:
-            for method in (PAPER, PAPER + OWN_RATE, SHIPPED, LONGER, SHIPPED + OWN_RATE):
+            for method in OVERVIEW:
                 compared = (method, rival(method, done.experiment.reference), start)
                 changes = [done.changes(*compared, depth) for depth in (quarter[0], quarter[-1], done.num_layers)]
                 if not changes[0]:
@@ -111,7 +115,7 @@ def claims_table(done: Finished) -> list[str]:
     """The paper's three claims: method, our figure, whether it holds."""
     rows, unit = [], done.unit.upper()
     high = max(depth for depth in done.experiment.depths if depth <= done.num_layers / 4)
-    for start, (method, tuned) in product(STARTS, ((PAPER, ""), (PAPER + OWN_RATE, f", {TUNED}"))):
+    for start, (method, tuned) in product(STARTS, PUBLISHED.items()):
         for what, depth, claimed in (
             (f"{unit} at high dropping ({high} of {done.num_layers} layers)", high, -0.0932),
             (f"{unit} without dropping", done.num_layers, -0.0225),
@@ -146,50 +150,53 @@ def time_change(
 def goals_table(done: Finished) -> list[str]:
     """What this project wants of what it ships, in as many steps as layer dropping; and longer, or better taught."""
     rows, full, reference = [], done.num_layers, done.experiment.reference
+    judged = {label: method for label, method in JUDGED.items() if any(done.of(method, start) for start in STARTS)}
     quarter = [depth for depth in done.experiment.depths if depth <= full / 4]
     for start, (low, high) in {"scratch": (-0.25, -0.15), "teacher": (-0.18, -0.06)}.items():
         for depths, wanted in ((quarter, low), ([full], high)):
             for depth in depths:
                 what = f"{count_layers(depth)}, {STARTS[start]}, against plain layer dropping"
-                rows += goal_row(done, what, reference, start, depth, wanted)
+                rows += goal_row(done, judged, what, reference, start, depth, wanted)
         what = f"{full} layers, {STARTS[start]}, against a static model trained as long"
-        rows += goal_row(done, what, STATIC, start, full, 0.0)
+        rows += goal_row(done, judged, what, STATIC, start, full, 0.0)
         what = f"time to plain layer dropping's final {done.unit.upper()}, {STARTS[start]}"
-        timed = [time_change(done, JUDGED[label], start, -0.5) if label in TIMED else None for label in JUDGED]
-        if timed[0]:
+        timed = [time_change(done, judged[label], start, -0.5) if label in TIMED else None for label in judged]
+        if timed and timed[0]:
             rows.append([what, "-50 %", *(": ".join(change) if change else "" for change in timed), ""])
-        rows += cost_row(done, start)
+        rows += cost_row(done, judged, start)
     for depth in done.experiment.depths:
         if depth >= full / 3:
             what = f"{depth} layers, from scratch, against a static model of that depth"
             alone = STATIC if depth == full else "static, each depth alone"
-            rows += goal_row(done, what, alone, "scratch", depth, 0.1)
-    header = ["our goal for DLD as shipped", "wanted", *JUDGED, f"{INTERVAL} of the first"]
+            rows += goal_row(done, judged, what, alone, "scratch", depth, 0.1)
+    header = ["our goal for DLD as shipped", "wanted", *judged, f"{INTERVAL} of the first"]
     return table(header, rows) if rows else []
 
 
-def goal_row(done: Finished, what: str, reference: str, start: str, depth: int, wanted: float) -> list[list[str]]:
+def goal_row(
+    done: Finished, judged: dict[str, str], what: str, reference: str, start: str, depth: int, wanted: float
+) -> list[list[str]]:
     """One row of `goals_table`; none where nothing is finished that could be compared."""
-    judged = [done.changes(method, rival(method, reference), start, depth) for method in JUDGED.values()]
-    if not judged[0]:
+    changed = [done.changes(method, rival(method, reference), start, depth) for method in judged.values()]
+    if not changed or not changed[0]:
         return []
-    cells = [f"{spread(changes, sign='+')} %: {verdict(changes, wanted)}" if changes else "" for changes in judged]
+    cells = [f"{spread(changes, sign='+')} %: {verdict(changes, wanted)}" if changes else "" for changes in changed]
     return [[what, f"{100 * wanted:+.0f} %", *cells, done.interval(SHIPPED, reference, start, depth)]]
 
 
-def cost_row(done: Finished, start: str) -> list[list[str]]:
+def cost_row(done: Finished, judged: dict[str, str], start: str) -> list[list[str]]:
     """What the trainings behind the columns of `goals_table` cost."""
 
     def costs(method: str) -> dict[int, float]:
         return {run["seed"]: run["train_cpu_s"] for run in done.of(method, start)}
 
     cells = []
-    for label, method in JUDGED.items():
+    for label, method in judged.items():
         ours, theirs = costs(method), costs(rival(method, done.experiment.reference))
         changes = [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
         cells.append(spread(changes, sign="+") + " %" if changes and label in TIMED else "")
     what = f"CPU seconds of the whole training, {STARTS[start]}, against plain layer dropping's"
-    return [[what, "", *cells, ""]] if cells[0] else []
+    return [[what, "", *cells, ""]] if cells and cells[0] else []
 
 
 def rates_table(done: Finished) -> list[str]:
