@@ -45,8 +45,7 @@ from hf_dld.models import DYNAMIC_CLASSES
 class Experiment:
     """One YAML file (which may extend another): the data, the model, and what is compared, by the error `judged_by`.
 
-    `teachers` maps a name to training arguments, those of `DLDTrainingArguments` where layers are to be dropped, and
-    `begins_as`: another teacher whose training is gone on with (its seconds are counted too); by default none.
+    `teachers` maps a name to training arguments, those of `DLDTrainingArguments` where layers are to be dropped.
     `methods` maps a name to options: those of `DLDTrainingArguments`, and
 
     - `kind`: "dynamic" (default), "static" (a model for each depth of `layers`, the full one trained alone),
@@ -224,41 +223,27 @@ class Bench:
         """
         folder = RESULTS_DIR / self.experiment.name / "teachers" / name
         if not (folder / "config.json").exists():
-            self.make_teacher(name, folder)
+            set_seed(0)
+            model = self.fresh_model(self.experiment.model_config["num_hidden_layers"])
+            arguments = {**self.experiment.training, **self.experiment.teachers[name], "seed": 0}
+            checkpoints = self.work / "teachers" / name  # a teacher may take hours
+            saved = {"output_dir": str(checkpoints), "save_strategy": "steps", "save_steps": 500, "save_total_limit": 1}
+            trainer_class, arguments_class = hf_dld.CTCTrainer, hf_dld.CTCTrainingArguments
+            if "depth_sampling" in arguments:
+                trainer_class, arguments_class = hf_dld.DLDTrainer, hf_dld.DLDTrainingArguments
+            args = arguments_class(**self.quiet(arguments | saved), restore_callback_states_from_checkpoint=True)
+            trainer = self.trainer(trainer_class, model, args, self.splits["train"], Stopwatch())
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None)
+            [stopwatch] = [
+                callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch)
+            ]
+            cost = {"cpu_s": stopwatch.cpu_s, "arguments": arguments, **environment()}
+            store(RESULTS_DIR / self.experiment.name / f"cost-of-teacher-{name}.json", cost)
+            save_whole(folder, model, self.processor)  # last: where it is, the teacher is not trained again
+            shutil.rmtree(checkpoints)
+            for code in folder.glob("*.py"):  # which checkpoints carry for users who lack this package
+                code.unlink()
         return folder
-
-    def make_teacher(self, name: str, folder: Path) -> None:
-        arguments = {**self.experiment.training, **self.experiment.teachers[name], "seed": 0}
-        begins_as = arguments.pop("begins_as", None)
-        set_seed(0)
-        if begins_as is None:
-            model, before_s = self.fresh_model(self.experiment.model_config["num_hidden_layers"]), 0.0
-        else:
-            model = self.model_class.from_pretrained(self.teacher_folder(begins_as))
-            before_s = json.loads(self.teacher_cost_file(begins_as).read_text(encoding="utf-8"))["cpu_s"]
-        checkpoints = self.work / "teachers" / name  # a teacher may take hours
-        cpu_s = before_s + self.train_teacher(model, arguments, checkpoints)
-        store(self.teacher_cost_file(name), {"cpu_s": cpu_s, "arguments": arguments, **environment()})
-        save_whole(folder, model, self.processor)  # last: where it is, the teacher is not trained again
-        shutil.rmtree(checkpoints)
-        for code in folder.glob("*.py"):  # which checkpoints carry for users who lack this package
-            code.unlink()
-
-    def teacher_cost_file(self, name: str) -> Path:
-        return RESULTS_DIR / self.experiment.name / f"cost-of-teacher-{name}.json"
-
-    def train_teacher(self, model: Any, arguments: dict[str, Any], checkpoints: Path) -> float:
-        """Train a teacher, with dropped layers where its arguments say how to draw them, and return its CPU seconds."""
-        saved = {"output_dir": str(checkpoints), "save_strategy": "steps", "save_steps": 500, "save_total_limit": 1}
-        trainer_class, arguments_class = hf_dld.CTCTrainer, hf_dld.CTCTrainingArguments
-        if "depth_sampling" in arguments:
-            trainer_class, arguments_class = hf_dld.DLDTrainer, hf_dld.DLDTrainingArguments
-        args = arguments_class(**self.quiet(arguments | saved), restore_callback_states_from_checkpoint=True)
-        trainer = self.trainer(trainer_class, model, args, self.splits["train"], Stopwatch())
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None)
-        # a resumed training restores another stopwatch than the one that it was given
-        [stopwatch] = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch)]
-        return stopwatch.cpu_s
 
     def teacher_digest(self, name: str) -> str:
         with (self.teacher_folder(name) / "model.safetensors").open("rb") as weights:

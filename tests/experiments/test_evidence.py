@@ -10,7 +10,6 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = {
@@ -34,8 +33,8 @@ EXPERIMENT = {
         "mask_time_length": 2,
     },
     "teachers": {
-        "strong": {"max_steps": 2, "learning_rate": 0.01},
-        "better": {"begins_as": "strong", "learning_rate": 1e-6, "depth_sampling": "balanced", "kl_weight": 0.0},
+        "strong": {"max_steps": 2},
+        "better": {"max_steps": 2, "depth_sampling": "balanced", "kl_weight": 0.0},
     },
     "starts": {"teacher": {"learning_rate": 1e-5}, "scratch": {"learning_rate": 1e-5}},
     "training": {"max_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4},
@@ -113,14 +112,6 @@ def test_from_nothing_to_the_page(harness, corpus, monkeypatch, tmp_path, capsys
         "early-exit-from-scratch-seed-0": [],
         "static-own-learning-rate-4-layers-from-scratch-seed-0": [],
     }
-    costs, weights = {}, {}
-    for name in ("strong", "better"):
-        costs[name] = json.loads((tmp_path / "results" / "tiny" / f"cost-of-teacher-{name}.json").read_text())["cpu_s"]
-        weights[name] = load_file(tmp_path / "results" / "tiny" / "teachers" / name / "model.safetensors")
-    assert costs["better"] > costs["strong"]
-    moved = [(weights["better"][key] - weight).abs().max() for key, weight in weights["strong"].items()]
-    assert 0 < max(moved) < 1e-4  # of random weights, training the strong one has moved each by 0.01 a step
-
     tuned = tmp_path / "results" / "tiny" / "learning-rate-of-static-own-learning-rate-4-layers-from-scratch.json"
     errors = {float(rate): error for rate, error in json.loads(tuned.read_text())["errors"].items()}
     own = stored["static-own-learning-rate-4-layers-from-scratch-seed-0"]["arguments"]["learning_rate"]
