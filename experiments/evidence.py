@@ -274,6 +274,8 @@ class Bench:
         arguments["max_steps"] = round(arguments["max_steps"] * run.options.get("share_of_steps", 1.0))
         if arguments.get("learning_rate") == "own":
             arguments["learning_rate"] = self.own_learning_rate(run, arguments)
+        for name in teachers_of(run):
+            self.teacher_folder(name)  # trained before the clock of its student runs
         set_seed(run.seed)
         started = time.process_time()
         model, stopwatch = self.make_student(run), Stopwatch()

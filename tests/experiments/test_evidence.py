@@ -138,6 +138,23 @@ def test_from_nothing_to_the_page(harness, corpus, monkeypatch, tmp_path, capsys
         results.page([experiment])
 
 
+def test_no_student_is_charged_for_the_training_of_its_teacher(harness, corpus, monkeypatch, tmp_path):
+    evidence, _ = harness
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(EXPERIMENT | {"dataset": str(corpus)}))
+    make_student, begun = evidence.Bench.make_student, []
+
+    def after_the_clock_started(bench, run):
+        begun.append(run.name)
+        for name in evidence.teachers_of(run):
+            assert (tmp_path / "results" / "tiny" / "teachers" / name / "config.json").exists()
+        return make_student(bench, run)
+
+    monkeypatch.setattr(evidence.Bench, "make_student", after_the_clock_started)
+    run(evidence, monkeypatch, path, "--only", "^dld-balanced-(shipped|better-teacher)-from-scratch")
+    assert len(begun) == 2
+
+
 @given(st.integers(-6, 6), st.integers(-6, 6))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_best_value_is_found_from_anywhere(harness, start, best):
