@@ -28,6 +28,7 @@ LONGER = "DLD, balanced, 1.3 times the steps"  # a step of what is shipped costs
 BETTER_TAUGHT = "DLD, balanced, better teacher"  # which teacher is taken is not shipped
 TUNED = "each at its own learning rate"
 HALF = ", half the steps"
+COMMON_RATE = ", common learning rate"
 JUDGED = {
     "here": SHIPPED,
     "in 1.3 times the steps": LONGER,
@@ -261,30 +262,39 @@ def selections_table(done: Finished) -> list[str]:
 
 
 def draw(done: Finished, path: Path) -> bool:
-    """Errors against active layers for the methods of `shown`, an axis for each start; False if nothing is finished."""
+    """Errors against active layers for the methods of `shown`, an axis for each start; False if nothing is finished.
+
+    Where the reference was trained at its own learning rate, so is what it is drawn with, or that is said.
+    """
     starts = [start for start in STARTS if any(done.of(method, start) for method in done.experiment.shown)]
     if not starts:
         return False
     figure = Figure(figsize=(5.2 * len(starts), 4.4), layout="constrained")
     axes = figure.subplots(1, len(starts), sharey=True, squeeze=False)
     for axis, start in zip(axes[0], starts, strict=True):
+        tuned = bool(done.of(done.experiment.reference + OWN_RATE, start))
         for place, method in enumerate(done.experiment.shown):
-            points = {d: rates.values() for d in done.experiment.depths if (rates := done.rates(method, start, d))}
+            own_rate = bool(done.of(method + OWN_RATE, start))
+            compared = method + OWN_RATE if own_rate else method
+            points = {d: rates.values() for d in done.experiment.depths if (rates := done.rates(compared, start, d))}
             if not points:
                 continue
+            untuned = tuned and not own_rate and done.experiment.methods[method].get("kind") != "cut"
+            label = method + COMMON_RATE if untuned else method
             means = [100 * statistics.mean(rates) for rates in points.values()]
             style = {"color": COLOURS[place], "marker": MARKERS[place]}
-            axis.plot(list(points), means, label=method, linestyle="-" if len(points) > 1 else "none", **style)
+            line = "none" if len(points) == 1 else "--" if untuned else "-"
+            axis.plot(list(points), means, label=label, linestyle=line, **style)
             lows, highs = ([100 * f(rates) for rates in points.values()] for f in (min, max))
             axis.fill_between(list(points), lows, highs, color=COLOURS[place], alpha=0.2, linewidth=0)
-        axis.set_title(STARTS[start])
+        axis.set_title(f"{STARTS[start]}, {TUNED}" if tuned else STARTS[start], fontsize=10)
         axis.set_xlabel("active encoder layers")
         axis.set_xticks(done.experiment.depths)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(f"{COUNTED[done.unit]} error rate (%), mean and range over seeds")
     axes[0][0].set_ylim(0, min(axes[0][0].get_ylim()[1], 105))  # beyond there are more errors than words
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
-    shown = [method for method in done.experiment.shown if method in lines]
+    shown = [label for name in done.experiment.shown for label in (name, name + COMMON_RATE) if label in lines]
     axes[0][-1].legend([lines[method] for method in shown], shown, frameon=False, fontsize=8)
     figure.savefig(path.with_suffix(".png"), dpi=150)
     with matplotlib.rc_context({"svg.hashsalt": path.name}):  # the same figure is the same file
