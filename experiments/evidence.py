@@ -54,7 +54,7 @@ class Experiment:
     - `teacher`: one of `teachers`, by default "strong", or "self";
     - `layer_selection`: "schedule" for the layers that a search on the validation split finds for the strong teacher,
       to be trained on (with `depth_sampling: selection`) and evaluated with; otherwise evenly spaced ones;
-    - `share_of_steps`: 0.5 for methods whose steps cost twice as much;
+    - `share_of_steps`: 0.5 for methods whose steps cost twice as much, or for a training of half the length;
     - `learning_rate`: a number, or "own" for what the validation split finds for this method; by default the start's;
     - `colld_weight`: of the layer-to-layer loss beside DLD's (see `LayerwiseDLDTrainer`), none by default;
     - `transcribed`: the share of the training utterances whose transcripts may be used, the others being for KL alone,

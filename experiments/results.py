@@ -152,7 +152,8 @@ def time_change(
 def goals_table(done: Finished) -> list[str]:
     """What this project wants of what it ships, in as many steps as layer dropping; and longer, or better taught."""
     rows, full, reference = [], done.num_layers, done.experiment.reference
-    judged = {label: method for label, method in JUDGED.items() if any(done.of(method, start) for start in STARTS)}
+    finished = {SHIPPED, *(run["method"] for run in done.runs)}
+    judged = {label: method for label, method in JUDGED.items() if method in finished}
     quarter = [depth for depth in done.experiment.depths if depth <= full / 4]
     for start, (low, high) in {"scratch": (-0.25, -0.15), "teacher": (-0.18, -0.06)}.items():
         for depths, wanted in ((quarter, low), ([full], high)):
@@ -163,7 +164,7 @@ def goals_table(done: Finished) -> list[str]:
         rows += goal_row(done, judged, what, STATIC, start, full, 0.0)
         what = f"time to plain layer dropping's final {done.unit.upper()}, {STARTS[start]}"
         timed = [time_change(done, judged[label], start, -0.5) if label in TIMED else None for label in judged]
-        if timed and timed[0]:
+        if timed[0]:
             rows.append([what, "-50 %", *(": ".join(change) if change else "" for change in timed), ""])
         rows += cost_row(done, judged, start)
     for depth in done.experiment.depths:
@@ -180,7 +181,7 @@ def goal_row(
 ) -> list[list[str]]:
     """One row of `goals_table`; none where nothing is finished that could be compared."""
     changed = [done.changes(method, rival(method, reference), start, depth) for method in judged.values()]
-    if not changed or not changed[0]:
+    if not changed[0]:
         return []
     cells = [f"{spread(changes, sign='+')} %: {verdict(changes, wanted)}" if changes else "" for changes in changed]
     return [[what, f"{100 * wanted:+.0f} %", *cells, done.interval(SHIPPED, reference, start, depth)]]
@@ -198,7 +199,7 @@ def cost_row(done: Finished, judged: dict[str, str], start: str) -> list[list[st
         changes = [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
         cells.append(spread(changes, sign="+") + " %" if changes and label in TIMED else "")
     what = f"CPU seconds of the whole training, {STARTS[start]}, against plain layer dropping's"
-    return [[what, "", *cells, ""]] if cells and cells[0] else []
+    return [[what, "", *cells, ""]] if cells[0] else []
 
 
 def rates_table(done: Finished) -> list[str]:
