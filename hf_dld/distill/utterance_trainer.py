@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -282,8 +283,10 @@ class UtteranceTrainer(ResumableTrainer, ABC):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # which all processes log at the same steps
-            for name, total in self.term_sums.items():
-                logs[name] = self.sum_over_processes(total) / self.sum_over_processes(self.term_counts[name])
+            # a process may have dropped a layer that another one has a loss of, and all must reduce the same ones
+            for name in sorted(set(gather_object([*self.term_sums]))):
+                total, count = self.term_sums.get(name, 0), self.term_counts.get(name, 0)
+                logs[name] = self.sum_over_processes(total) / self.sum_over_processes(count)
             self.term_sums, self.term_counts = {}, {}
             if padded := self.sum_over_processes(self.padded_since_log):
                 logs["padding"] = 1 - self.sum_over_processes(self.speech_since_log) / padded

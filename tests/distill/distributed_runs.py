@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import DistributedType, PartialState
+from accelerate.utils import gather_object
 from conftest import VOCAB_SIZE, make_dynamic, make_stock
 from peft import PeftModel, get_peft_model
 from torch.distributed.tensor import DTensor
@@ -199,13 +200,48 @@ def run_colld(folder: Path, num_processes: int) -> dict[str, Any]:
     }
 
 
+class TellingTrainer(CoLLDTrainer):
+    """Keeps what each process brings to a log, beside what is logged."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.brought = []
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mine = {name: (float(total), self.term_counts[name]) for name, total in self.term_sums.items()}
+        self.brought.append(gather_object([mine]))
+        super().log(logs, start_time)
+
+
+def run_stock_colld(folder: Path, num_processes: int) -> dict[str, Any]:
+    """Layer-to-layer distillation of a stock student, whose own LayerDrop each process draws for itself."""
+    student = {**NO_DROPOUT, "mask_time_prob": 0.05, "hidden_dropout": 0.1, "layerdrop": 0.5}
+    trainer = TellingTrainer(
+        model=make_stock("wavlm-stable", **student).base_model,
+        teacher=make_stock("wavlm-stable", **NO_DROPOUT).base_model,
+        args=CoLLDTrainingArguments(
+            str(folder / "stock colld"),
+            per_device_train_batch_size=GLOBAL_BATCH // num_processes,
+            mask_time_length=4,
+            **TRAINING,
+        ),
+        train_dataset=make_utterances(12, padded=True),
+        data_collator=DataCollatorCoLLD(PROCESSOR.feature_extractor),
+    )
+    trainer.train()
+    return {"brought": trainer.brought, "logs": trainer.state.log_history}
+
+
+COLLD_RUNS = {"colld": run_colld, "stock colld": run_stock_colld}
+
+
 def main() -> None:
     folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
     torch.set_num_threads(1)
     gc.freeze()
-    for name in sys.argv[2:] or ["colld", *RUNS]:
+    for name in sys.argv[2:] or [*COLLD_RUNS, *RUNS]:
         num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-        result = run_colld(folder, num_processes) if name == "colld" else run(name, folder, num_processes)
+        result = COLLD_RUNS[name](folder, num_processes) if name in COLLD_RUNS else run(name, folder, num_processes)
         if rank == "0":
             torch.save(result, folder / f"{name}.pt")
 

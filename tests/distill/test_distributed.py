@@ -43,6 +43,16 @@ def test_two_processes_distil_what_one_does(two_processes, tmp_path):
     assert two["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-4)
 
 
+def test_layers_that_a_process_dropped_are_logged_as_the_others_had_them(two_processes):
+    result = torch.load(two_processes / "stock colld.pt")
+    assert any(one.keys() != two.keys() for one, two in result["brought"]), "processes drew the same layers"
+    for brought, log in zip(result["brought"], result["logs"], strict=True):
+        for name in set().union(*brought):
+            totals, counts = zip(*(mine[name] for mine in brought if name in mine), strict=True)
+            assert log[name] == pytest.approx(sum(totals) / sum(counts), rel=1e-4), name
+        assert {name for name in log if name.startswith("loss_")} == set().union(*brought)
+
+
 def test_skipping_is_real_where_weights_are_sharded(two_processes):
     """Transformers' own LayerDrop computes every layer there, for fear that processes draw differently."""
     drawn = [layer for step in range(4) for layer in sample_layers(NUM_LAYERS, "bernoulli", seed=3, step=step)[0]]
