@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, HfArgumentParser, set_seed
 
@@ -153,7 +154,7 @@ def main() -> None:
             teacher_extractor,
         )
     else:
-        student = AutoModel.from_pretrained(model_args.student)
+        student = AutoModel.from_pretrained(model_args.student, dtype=torch.float32)  # less loses small updates
         extractor = AutoFeatureExtractor.from_pretrained(model_args.student)
     if model_args.freeze_feature_encoder:
         if not hasattr(student, "feature_extractor"):

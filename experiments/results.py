@@ -34,11 +34,12 @@ JUDGED = {
     "in 1.3 times the steps": LONGER,
     "with a better teacher": BETTER_TAUGHT,
     TUNED: SHIPPED + OWN_RATE,
+    f"in 1.3 times the steps, {TUNED}": LONGER + OWN_RATE,
     f"in half the steps, {TUNED}": SHIPPED + HALF + OWN_RATE,
     f"with a better teacher, {TUNED}": BETTER_TAUGHT + OWN_RATE,
 }
 PUBLISHED = {PAPER: "", PAPER + OWN_RATE: f", {TUNED}", PAPER + HALF + OWN_RATE: f", in half the steps, {TUNED}"}
-OVERVIEW = (*PUBLISHED, SHIPPED, LONGER, SHIPPED + OWN_RATE, SHIPPED + HALF + OWN_RATE)
+OVERVIEW = (*PUBLISHED, SHIPPED, LONGER, SHIPPED + OWN_RATE, LONGER + OWN_RATE, SHIPPED + HALF + OWN_RATE)
 # a teacher changes nothing of what a step costs, and its students ran in other hours than layer dropping
 TIMED = [label for label, method in JUDGED.items() if not method.startswith(BETTER_TAUGHT)]
 INTERVAL = "95 % interval"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.collator import DataCollatorCoLLD
+from ..data.collator import DataCollatorCoLLD, on_model
 from ..models.modeling_dld import DynamicDepthModelMixin
 from .layer_features import collect_features, encoder_layers, map_layers
 from .losses import info_nce_loss, l1_cosine_loss
@@ -31,7 +31,8 @@ class StudentWithHeads(nn.Module):
     def __init__(self, student: PreTrainedModel, layers: list[int], target_size: int):
         super().__init__()
         self.student = student
-        self.heads = nn.ModuleDict({str(index): nn.Linear(student.config.hidden_size, target_size) for index in layers})
+        width, dtype = student.config.hidden_size, student.dtype
+        self.heads = nn.ModuleDict({str(index): nn.Linear(width, target_size, dtype=dtype) for index in layers})
 
     def forward(self, masked: MaskedFrames, **inputs: Any) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
         """Run the student on masked `inputs`.
@@ -117,6 +118,7 @@ class CoLLDTrainer(UtteranceTrainer):
 
     def compute_utterance_terms(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], None]:
         student_inputs, teacher_inputs = split_inputs(inputs)
+        student_inputs = on_model(student_inputs, self.student)
         masked = self.draw_masked_frames(inputs)
         targets = self.compute_targets(teacher_inputs, masked)
         layer_sets: list[dict[str, Any]] = [{}]
@@ -148,7 +150,7 @@ class CoLLDTrainer(UtteranceTrainer):
         """The teacher's features at the masked frames, by teacher layer, each (batch, masked, width)."""
         teacher_layers = set(self.layer_map.values())
         with collect_features(self.teacher, teacher_layers, self.args.distill_target) as features:
-            self.teacher(**teacher_inputs)
+            self.teacher(**on_model(teacher_inputs, self.teacher))
         return {index: masked.gather(feature) for index, feature in features.items()}
 
     def draw_masked_frames(self, inputs: dict[str, Any]) -> MaskedFrames:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoFeatureExtractor, AutoModel, FeatureExtractionMixin, PreTrainedModel
 
+from ..data.collator import on_model
 from ..models.depth import check_active_layers, select_layers
 from ..models.modeling_dld import DynamicDepthModelMixin, renumber_layers
 from .checkpoints import save_whole
@@ -121,8 +122,8 @@ def save_student(
     inputs = extractor(second, sampling_rate=extractor.sampling_rate, return_tensors="pt")
     was_training = student.training
     with torch.no_grad():
-        expected = student.eval().base_model(**inputs.to(student.device)).last_hidden_state.cpu()
-        difference = (loaded.eval()(**inputs.to("cpu")).last_hidden_state - expected).abs().max().item()
+        expected = student.eval().base_model(**on_model(inputs, student)).last_hidden_state.cpu()
+        difference = (loaded.eval()(**on_model(inputs, loaded)).last_hidden_state - expected).abs().max().item()
     student.train(was_training)
     if not difference <= 1e-3 * expected.abs().max().item():
         raise RuntimeError(

@@ -76,6 +76,21 @@ def test_every_pair(tmp_path, dataset, teacher_kind, student_kind):
     assert dict(student.named_parameters())[first].grad.any()
 
 
+@pytest.mark.parametrize("half", ["teacher", "student"])
+def test_a_checkpoint_in_half_precision(tmp_path, dataset, half):
+    """It loads as such, and features come in float32."""
+    models = {"teacher": make_encoder("wavlm", seed=1), "student": make_encoder("dld_conformer")}
+    collator = DataCollatorCoLLD(make_extractor("wavlm"))
+    whole = make_trainer(tmp_path, dataset, models["teacher"], models["student"], collator)
+    expected = step_loss(whole, collator(dataset[:3])).item()
+    models[half] = models[half].to(torch.bfloat16)
+    trainer = make_trainer(tmp_path, dataset, models["teacher"], models["student"], collator, max_steps=1)
+    trainer.model.heads.load_state_dict(whole.model.heads.state_dict())
+    assert step_loss(trainer, collator(dataset[:3])).item() == pytest.approx(expected, rel=0.05)
+    trainer.train()
+    assert trainer.student.dtype == models["student"].dtype, "as it was given"
+
+
 def test_one_step_is_the_documented_loss(tmp_path, dataset):
     trainer = make_trainer(
         tmp_path, dataset, num_distilled_layers=1, distill_target="hidden", contrastive_temperature=0.3

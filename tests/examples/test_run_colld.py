@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from conftest import make_stock
 from distill.conftest import make_encoder
@@ -98,6 +99,14 @@ def test_a_student_of_another_kind_and_other_features(run, tmp_path):
     assert type(AutoModel.from_pretrained(output)).__name__ == "Wav2Vec2BertModel"
     card = (output / "README.md").read_text()
     assert "L1 distance" in card and "not measured" in card
+
+
+def test_checkpoints_in_half_precision(run, teacher, tmp_path):
+    for name in ("teacher", "student"):
+        AutoModel.from_pretrained(teacher, dtype=torch.bfloat16).save_pretrained(tmp_path / name)
+        Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path / name)
+    output = run(teacher=str(tmp_path / "teacher"), student=str(tmp_path / "student"), max_steps=1)
+    assert AutoModel.from_pretrained(output).dtype == torch.float32, "less loses small updates"
 
 
 def test_another_width_and_a_frozen_feature_encoder(run, teacher):
