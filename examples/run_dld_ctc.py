@@ -238,8 +238,15 @@ def check_depths(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) 
         check_num_active_layers(depth, num_layers)
 
 
-def check_teacher(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) -> None:
-    """Fail before any audio is read if nobody is there to learn from."""
+def settle_teacher(model_args: ModelArguments, args: hf_dld.DLDTrainingArguments) -> None:
+    """Fail before any audio is read if nobody is there to learn from, or who is there has no head."""
+    if model_args.teacher == "base" and not has_head(model_args.student):
+        if distils(args):
+            raise ValueError(
+                f"{model_args.student} has no CTC head, so that it cannot teach: give a CTC checkpoint as teacher, or "
+                "kl_weight 0 for plain layer dropping."
+            )
+        model_args.teacher = None
     if distils(args) and not model_args.has_teacher:
         fading = args.kl_weight_end is not None
         weight = f"fades from {args.kl_weight} to {args.kl_weight_end}" if fading else f"is {args.kl_weight}"
@@ -407,9 +414,8 @@ def untrained_teacher(model_args: ModelArguments, processor: Any) -> Any:
     """The dynamic class at full depth, which computes what the stock class does, faster."""
     if model_args.teacher_start is None:
         return model_from_config(model_args.model_config, processor)
-    model = student_class(model_args.teacher_start).from_pretrained(
-        model_args.teacher_start, **vocabulary_of(processor)
-    )
+    source = model_args.teacher_start
+    model = student_class(source).from_pretrained(source, dtype=torch.float32, **vocabulary_of(processor))
     if model_args.freeze_feature_encoder:
         model.freeze_feature_encoder()
     return model
@@ -488,8 +494,6 @@ def make_student(model_args: ModelArguments, teacher: str | None, processor: Any
     load = partial(student_class(source).from_pretrained, source, dtype=torch.float32)  # less loses small updates
     student, loading = load(output_loading_info=True)
     new_head = any(name.startswith("lm_head") for name in loading["missing_keys"])
-    if new_head and teacher == "base":
-        raise ValueError(f"{source} has no CTC head, so that it cannot teach: give a CTC checkpoint as teacher.")
     if new_head:  # which says the teacher's tokens, whatever the encoder was trained to say
         student = load(**vocabulary_of(processor))
     if model_args.lora_r is None:
@@ -574,7 +578,7 @@ def main() -> None:
     model_args, data_args, card_args, args = parse_arguments()
     check_depths(model_args, args)
     check_lora(model_args)
-    check_teacher(model_args, args)
+    settle_teacher(model_args, args)
     if data_args.streaming:
         check_streaming(model_args, args)
     if args.process_index == 0:

@@ -51,7 +51,7 @@ class TrainingCollator:
         if get_worker_info() is not None:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         batch = self.collator(examples)
-        batch[NAMES] = [audio_name(example["audio"]) for example in examples]
+        batch[NAMES] = [audio_name(example.get("audio")) for example in examples]
         return batch
 
 

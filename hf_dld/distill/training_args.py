@@ -61,6 +61,11 @@ class SpeechTrainingArguments(TrainingArguments):
         # else torch warns at every loader that it has no accelerator to pin memory for
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         self.enable_jit_checkpoint = False  # the trainers do more on SIGTERM, always: see `faults`
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}, but it smooths the targets of "
+                "cross-entropies, and no loss here is one: leave it out."
+            )
         if self.max_nonfinite_steps < 1:
             raise ValueError(f"max_nonfinite_steps must be at least 1; got {self.max_nonfinite_steps}.")
         if self.max_batch_seconds is not None and not self.max_batch_seconds > 0:

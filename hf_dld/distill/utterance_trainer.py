@@ -38,7 +38,8 @@ class UtteranceTrainer(ResumableTrainer, ABC):
     then needs the column `duration_s`, which `prepare_dataset` adds.
 
     Raises:
-        ValueError: `max_batch_seconds` with a training set that is streamed, or without that column.
+        ValueError: `max_batch_seconds` with a training set that is streamed, or without that column; or a
+            `compute_loss_func`.
     """
 
     # `get_batch_samples` counts the utterances of the whole accumulated batch, and `compute_loss` divides by that
@@ -46,6 +47,12 @@ class UtteranceTrainer(ResumableTrainer, ABC):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func is not called: losses here are those of each utterance, so that they do not depend "
+                "on how a batch is split. For another loss, subclass the trainer and override its "
+                "compute_utterance_terms."
+            )
         load_whole_models()  # the teacher and the student again, after training
         self.model_accepts_loss_kwargs = False  # else the Trainer counts tokens, to divide the loss by them
         if self.args.max_batch_seconds is not None and self.train_dataset is not None:

@@ -15,6 +15,7 @@ from .depth import (
     check_num_active_layers,
     check_num_hidden_layers,
     check_present,
+    is_count,
     select_layers,
 )
 
@@ -110,7 +111,7 @@ class DynamicDepthConfigMixin:
         Raises:
             ValueError: for an impossible count or index.
         """
-        if active_layers is None or isinstance(active_layers, int | str):
+        if is_count(active_layers):
             return self.resolve_active_layers(num_active_layers=active_layers)
         return self.resolve_active_layers(active_layers=active_layers)
 

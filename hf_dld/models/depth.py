@@ -6,6 +6,9 @@ Nothing here touches tensors or global random state: the encoder loop only obeys
 import operator
 import random
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 LAYER_SELECTIONS = ("even", "first", "schedule")
 DEPTH_SAMPLINGS = ("bernoulli", "uniform", "selection", "balanced", "sandwich")
@@ -33,6 +36,11 @@ def check_num_active_layers(num_active_layers: int, num_hidden_layers: int) -> i
             f"{num_hidden_layers} layers (None means all of them); got {num_active_layers!r}."
         )
     return count
+
+
+def is_count(active_layers: Any) -> bool:
+    """Whether it says how many layers run (a number, of whatever library, or `None` for all) rather than which ones."""
+    return np.ndim(active_layers) == 0
 
 
 def check_active_layers(

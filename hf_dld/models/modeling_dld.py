@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_dld import DEPTH_ARGUMENTS
+from .depth import is_count
 from .loading import check_loading, explained_errors
 
 
@@ -172,10 +173,11 @@ class DynamicDepthModelMixin:
         Raises:
             ValueError: for an impossible count or index, or a pruned layer; the setting stays as it was.
         """
-        if active_layers is None or isinstance(active_layers, int | str):
+        if is_count(active_layers):
             count = self.config.num_hidden_layers if active_layers is None else active_layers
-            self.config.resolve_active_layers(num_active_layers=count)
-            self.config.num_active_layers, self.config.active_layers = active_layers, None
+            layers = self.config.resolve_active_layers(num_active_layers=count)
+            self.config.num_active_layers = None if active_layers is None else len(layers)
+            self.config.active_layers = None
         else:
             indices = self.config.resolve_active_layers(active_layers=active_layers)
             self.config.num_active_layers, self.config.active_layers = len(indices), list(indices)

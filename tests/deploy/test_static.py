@@ -46,6 +46,14 @@ def test_half_precision_is_kept(tmp_path, processor):
     assert model.training and model.dtype == torch.bfloat16, "the model that was given must stay as it was"
 
 
+def test_positions_that_half_precision_left_behind(tmp_path, processor):
+    """Stock rotary positions are kept for the next utterance of their length, in the dtype of the last."""
+    model = make_dynamic("conformer-rotary").to(torch.bfloat16)
+    model(torch.randn(1, 16_000, dtype=torch.bfloat16))  # as long as what is compared
+    export = export_static(model, tmp_path / "out", [1, 3], processor=processor)
+    assert export.difference < 1e-5
+
+
 def test_batch_norm_is_re_estimated_in_the_export_only(tmp_path, processor, batch):
     model = make_dynamic("conformer-relative")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -509,11 +509,33 @@ class TestBadInput:
             ({"kl_weight": -1.0}, "kl_weight must be at least 0.*; got -1.0"),
             ({"max_batch_seconds": 0.0}, "max_batch_seconds must be above 0.*; got 0.0"),
             ({"kl_temperature": 0.0}, "kl_temperature must be above 0.*; got 0.0"),
+            ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1, but .* no loss here is one"),
         ],
     )
     def test_impossible_options(self, tmp_path, option, message):
         with pytest.raises(ValueError, match=message):
             arguments(tmp_path, **option)
+
+    def test_a_loss_of_others(self, tmp_path):
+        args = CTCTrainingArguments(str(tmp_path), use_cpu=True)
+        with pytest.raises(ValueError, match="compute_loss_func is not called.*override its compute_utterance_terms"):
+            CTCTrainer(make_dynamic("wavlm"), args, compute_loss_func=lambda outputs, labels, num_items_in_batch: 0)
+
+
+def test_batches_of_somebody_else_s_making(tmp_path, processor, dataset):
+    """What trains need not be audio any more; `input_lengths` is all that the trainers ask for."""
+    rows = [{"samples": row["audio"], "labels": row["labels"]} for row in dataset]
+    collator = DataCollatorCTC(processor)
+    args = CTCTrainingArguments(str(tmp_path), **{**TRAINING, "max_steps": 1})
+    model = make_dynamic("wavlm", **NO_DROPOUT)
+    trainer = CTCTrainer(
+        model,
+        args,
+        train_dataset=rows,
+        data_collator=lambda rows: collator([{"audio": row["samples"], "labels": row["labels"]} for row in rows]),
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] > 0
 
 
 def test_model_card(tmp_path, processor, dataset):

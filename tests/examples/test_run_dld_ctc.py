@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import runpy
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,11 @@ def test_precisions(run, tmp_path):
     options = {"train_teacher": None, "model_config": None, "max_steps": 1}
     output = run(**options, teacher=str(tmp_path / "half"))
     assert hf_dld.DLDWavLMForCTC.from_pretrained(output).dtype == torch.float32
-    load_teacher = runpy.run_path(SCRIPT)["load_teacher"]
+    script = runpy.run_path(SCRIPT)
+    saved.wavlm.save_pretrained(tmp_path / "headless")
+    started = script["ModelArguments"](train_teacher=True, teacher_start=str(tmp_path / "headless"))
+    assert script["untrained_teacher"](started, processor).dtype == torch.float32
+    load_teacher = script["load_teacher"]
     assert load_teacher(str(tmp_path / "half")).dtype == torch.bfloat16
     assert load_teacher(str(tmp_path / "half"), "float32").dtype == torch.float32
 
@@ -287,11 +292,20 @@ def test_lora_with_another_teacher_and_a_new_head(run, checkpoint):
     headless = str(checkpoint.parent / "headless")
     with pytest.raises(ValueError, match="headless has no CTC head, so that it cannot teach"):
         run(**LORA, student=headless)
+    undistilled = run(**LORA, student=headless, kl_weight=0.0)
+    assert "| method | layer dropping, without a teacher |" in (undistilled / "README.md").read_text()
+    shutil.rmtree(undistilled)
     options = {"lora_target_modules": ["q_proj", "output_dense"], "lora_alpha": 3.0, "lora_dropout": 0.1}
     output = run(**LORA, **options, student=headless, teacher=str(checkpoint), depth_sampling="sandwich")
     saved = json.loads((output / "adapter" / "adapter_config.json").read_text())
     assert saved["modules_to_save"] == ["lm_head"] and set(saved["target_modules"]) == {"q_proj", "output_dense"}
     assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"]) == (2, 3.0, 0.1)
+    merged = hf_dld.DLDWavLMForCTC.from_pretrained(output)
+    # what the README says of adapters beside a new head, of whose size the base knows nothing
+    vocabulary = {"vocab_size": merged.config.vocab_size, "pad_token_id": merged.config.pad_token_id}
+    adapted = hf_dld.DLDWavLMForCTC.from_pretrained(output / "adapter", **vocabulary)
+    speech = torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(adapted.eval()(speech).logits, merged.eval()(speech).logits, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

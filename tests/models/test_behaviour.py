@@ -1,6 +1,7 @@
 """One matrix of behaviours over every architecture variant."""
 
 import itertools
+import json
 import random
 
 import numpy as np
@@ -215,10 +216,21 @@ def test_impossible_counts(variant, batch, wrong, tmp_path):
         type(model).from_pretrained(tmp_path, num_active_layers=wrong)
     with pytest.raises(ValueError, match=message):
         type(model.config)(num_hidden_layers=NUM_LAYERS, num_active_layers=wrong)
-    if not isinstance(wrong, float):
-        with pytest.raises(ValueError, match=message):
-            model.set_active_layers(wrong)
+    with pytest.raises(ValueError, match=message):
+        model.set_active_layers(wrong)
     assert model.num_active_layers == NUM_LAYERS, "a refused setting must change nothing"
+
+
+@pytest.mark.parametrize("count", [np.int64(3), torch.tensor(3)])
+def test_counts_of_other_libraries(variant, count):
+    """As they come out of a table or a tensor."""
+    model = make_dynamic(variant)
+    model.set_active_layers(count)
+    assert model.active_layers == (0, 2, 3) == model.config.resolve_depth(count)
+    assert model.to_static(count).config.num_hidden_layers == 3
+    json.loads(model.config.to_json_string())
+    model.set_active_layers(torch.tensor([3]))
+    assert model.active_layers == (3,), "which ones, even if it is one"
 
 
 @pytest.mark.parametrize("wrong", [[], [NUM_LAYERS], [-1, 2], [2, 1], [1, 1], ["a"], [0.5], "12", 3.0])
