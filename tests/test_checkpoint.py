@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
 import hf_dld
-from hf_dld.evaluation import DepthReport, evaluate_depths
+from hf_dld.evaluation import DepthReport, evaluate_depths, paired_differences
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints" / "spoken_digits"
@@ -38,6 +38,12 @@ def test_its_searched_layers_run_where_they_are_asked_for():
     report = DepthReport.from_json(CHECKPOINT / "depth_report_schedule.json")
     assert list(model.active_layers) == list(report.row(3).active_layers) == model.config.depth_schedule[2]
     assert AutoModelForCTC.from_pretrained(CHECKPOINT, num_active_layers=3).active_layers == (0, 6, 11), "evenly spaced"
+
+
+def test_its_errors_can_be_compared_with_the_static_model_s():
+    differences = paired_differences(CHECKPOINT / "static" / "depth_report.json", CHECKPOINT / "depth_report.json")
+    assert [row.num_active_layers for row in differences] == [*range(1, 13)]
+    assert all(row.verdict == "better" for row in differences)
 
 
 @pytest.mark.data

@@ -118,22 +118,31 @@ def _numbered_rows(manifest: Path) -> Iterator[tuple[str, dict]]:
                 yield from _csv_rows(manifest, lines)
             else:
                 yield from _json_rows(manifest, lines)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{manifest}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except csv.Error as error:
-        raise ValueError(f"{manifest}: not a table ({error})") from None
+    except UnicodeDecodeError:
+        check_utf8(manifest)
+        raise
+
+
+def check_utf8(manifest: Path) -> None:
+    """Raise `ValueError` naming the first line that is not UTF-8; a text file's own error names no place in the file."""
+    with open(manifest, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{manifest}, line {number}: not UTF-8 text ({error.reason})") from None
 
 
 def _csv_rows(manifest: Path, lines) -> Iterator[tuple[str, dict]]:
     delimiter = _DELIMITERS[manifest.suffix.lower()]
     # TSV as speech corpora write it has no quoting: a transcript may begin with a quotation mark
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
-    header = next(reader, [])
+    # strict: a quotation mark that is never closed would make one text of all that follows
+    rows = _whole_rows(csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True), manifest)
+    _, header = next(rows, ("", []))
     if len(set(header)) < len(header):
         raise ValueError(f"{manifest}: two columns have the same name ({', '.join(header)})")
-    for fields in reader:
-        where = f"{manifest}, line {reader.line_num}"
+    for where, fields in rows:
         if fields and len(fields) != len(header):
             raise ValueError(
                 f"{where}: {len(fields)} fields where the header has {len(header)} ({', '.join(header)}); "
@@ -143,8 +152,23 @@ def _csv_rows(manifest: Path, lines) -> Iterator[tuple[str, dict]]:
             yield where, dict(zip(header, fields, strict=True))
 
 
+def _whole_rows(reader: Any, manifest: Path) -> Iterator[tuple[str, list[str]]]:
+    """The rows of a CSV reader, with the line that each begins in."""
+    while True:
+        where = f"{manifest}, line {reader.line_num + 1}"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(f"{where}: not a table ({error}); it may lack a quotation mark, or have one too many") from None
+        yield where, fields
+
+
 def _json_rows(manifest: Path, lines) -> Iterator[tuple[str, dict]]:
     first = lines.read(1)
+    while first.isspace():
+        first = lines.read(1)
     lines.seek(0)
     if first == "[":
         rows = _json(lines.read(), str(manifest))

@@ -1,5 +1,6 @@
 """Is one model better than another at a depth, on the same utterances? A paired bootstrap."""
 
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -83,6 +84,11 @@ def _load_errors(path: str | Path, report: DepthReport, depths: Sequence[int]) -
         for name, array in arrays.items():
             if array.shape != (report.utterances,) or array.dtype.kind not in "iu":
                 raise ValueError(f"{name} is {array.dtype} {array.shape} for {report.utterances:,} utterances")
+        for depth in depths:
+            row, errors = report.row(depth), arrays[f"word_errors_{depth}"].sum(dtype=np.int64)
+            wer = errors / max(1, len(row.draws)) / max(1, arrays["words"].sum(dtype=np.int64))
+            if not math.isclose(wer, row.wer, rel_tol=1e-6, abs_tol=1e-9):
+                raise ValueError(f"with {depth} layers they come to a WER of {wer:.2%}, and the report says {row.wer:.2%}")
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} does not hold the errors of each utterance of {path}: {error}") from None
     return arrays

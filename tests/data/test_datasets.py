@@ -1,3 +1,5 @@
+import csv
+import json
 import tarfile
 import zipfile
 
@@ -214,7 +216,13 @@ def test_an_absolute_path_inside_the_corpus_is_fine(tmp_path, write_audio):
         ("m.jsonl", '{"audio": ' + "1" * 5000, "m.jsonl, row 1: not JSON .*4300 digits"),
         ("m.jsonl", '{"audio": "\\ud800.wav", "text": "A"}', "m.jsonl, row 1: '.ud800.wav' is not Unicode text"),
         ("m.jsonl", '{"audio": "a.wav", "text": ["A"]}', "row 1: column 'text' must hold text, it is .'A'"),
-        ("m.csv", "audio,text\n" + "a" * 200_000, r"m.csv: not a table \(field larger than field limit"),
+        ("m.csv", "audio,text\n" + "a" * 200_000, r"m.csv, line 2: not a table \(field larger than field limit"),
+        (
+            "m.csv",
+            'audio,text\na.wav,ONE\nb.wav,"TWO\nc.wav,ONE\n',
+            "m.csv, line 3: not a table .unexpected end.*quotation mark",
+        ),
+        ("m.csv", 'audio,text\na.wav,"ONE\nb.wav,"TWO"\n', r"m.csv, line 2: not a table .',' expected after '\"'"),
         ("m.csv", "audio,text,text\na.wav,A,B\n", r"m.csv: two columns have the same name \(audio, text, text\)"),
         ("m.txt", "a.wav ONE\n", "m.txt is not a manifest: its name must end in one of .csv, .tsv, .json, .jsonl"),
     ],
@@ -227,8 +235,23 @@ def test_manifests_that_cannot_be_used(tmp_path, name, content, problem):
 
 def test_a_manifest_in_another_encoding(tmp_path):
     (tmp_path / "m.csv").write_bytes("audio,text\na.wav,zwölf\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"m\.csv: not UTF-8 text .invalid"):
+    with pytest.raises(ValueError, match=r"m\.csv, line 2: not UTF-8 text .invalid"):
         load_speech_dataset(tmp_path / "m.csv")
+    far = "audio,text\n" + "a.wav,one\n" * 10_000 + "a.wav,zwölf"
+    (tmp_path / "far.csv").write_bytes(far.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"far\.csv, line 10002: not UTF-8 text"):
+        load_speech_dataset(tmp_path / "far.csv")
+
+
+def test_quotation_marks_that_are_closed(tmp_path):
+    """A text may have several lines, and marks of its own; JSON may begin with white space."""
+    texts = ["two\nlines", 'say "hi" now', "a, b", '"q"']
+    with open(tmp_path / "m.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["audio", "text"], *(["a.wav", text] for text in texts)])
+    rows = [{"audio": "a.wav", "text": text} for text in texts]
+    (tmp_path / "m.json").write_text("\n  " + json.dumps(rows))
+    for name in ("m.csv", "m.json"):
+        assert load_speech_dataset(tmp_path / name)["text"][:] == texts
 
 
 def test_named_columns(tmp_path):

@@ -286,6 +286,7 @@ def test_paired_differences(make_dataset, processor, tmp_path):
         ("words", np.zeros(10**6, dtype=np.int64)),  # a few bytes that unpack to many
         ("text", np.zeros(3, dtype=np.int64)),
         ("word_errors_1", np.zeros(30)),
+        ("word_errors_1", stored["word_errors_1"] + 1),  # another model's
     ):
         np.savez_compressed(tmp_path / "other.npz", **{**stored, name: array})
         with pytest.raises(ValueError, match="other.npz does not hold the errors of each utterance of .*other.json: "):
