@@ -16,7 +16,7 @@ DIGITS = set("zero one two three four five six seven eight nine".split())
 
 
 def test_readme_shows_its_depth_reports():
-    report, cut = (DepthReport.from_json(CHECKPOINT / f"{name}depth_report.json") for name in ("", "static_"))
+    report, cut = (DepthReport.from_json(CHECKPOINT / f"{name}depth_report.json") for name in ("", "static/"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8").replace(" %", "%")
     for depth in (1, 2, 3, 4, 6, 8, 12):
         row = report.row(depth)

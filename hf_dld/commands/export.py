@@ -48,6 +48,9 @@ def add_export_command(commands: Any) -> None:
     parser.add_argument("--batch_norm_config", metavar="NAME", help="configuration of a Hub dataset")
     parser.add_argument("--batch_norm_split", default="train", help="default: %(default)s")
     parser.add_argument(
+        "--batch_norm_audio_root", metavar="FOLDER", help="that audio paths may not leave; default: the manifest's"
+    )
+    parser.add_argument(
         "--batch_norm_utterances", type=int, default=200, help="how many, from the start; default: %(default)s"
     )
     parser.set_defaults(run=run_export)
@@ -91,7 +94,11 @@ def batch_norm_batches(args: argparse.Namespace, model: Any, processor: Any) -> 
     from ..evaluation import length_sorted_batches
 
     dataset = load_speech_dataset(
-        args.batch_norm_dataset, args.batch_norm_config, args.batch_norm_split, transcribed=False
+        args.batch_norm_dataset,
+        args.batch_norm_config,
+        args.batch_norm_split,
+        audio_root=args.batch_norm_audio_root,
+        transcribed=False,
     )
     dataset = dataset.select(range(min(args.batch_norm_utterances, len(dataset))))
     dataset, _ = prepare_dataset(dataset, processor, model._get_feat_extract_output_lengths, keep_untranscribed=True)

@@ -34,6 +34,9 @@ def add_prepare_command(commands: Any) -> None:
     parser.add_argument("--text_column", metavar="NAME", help="default: found among the usual names")
     parser.add_argument("--audio_column", metavar="NAME", help="default: found among the usual names")
     parser.add_argument(
+        "--audio_root", metavar="FOLDER", help="that audio paths may not leave; default: the manifest's"
+    )
+    parser.add_argument(
         "--untranscribed", dest="transcribed", action="store_false", help="the corpus has no column of transcripts"
     )
     parser.add_argument("--keep_untranscribed", action="store_true", help="keep utterances whose transcript is empty")

@@ -1,6 +1,8 @@
 """`python -m hf_dld report`: error rates and costs of a checkpoint at every depth."""
 
 import argparse
+import json
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,6 @@ def add_report_command(commands: Any) -> None:
 
 def run_report(args: argparse.Namespace) -> None:
     import torch
-    from huggingface_hub import cached_assets_path
     from transformers import AutoConfig
 
     from ..data import load_processor, load_speech_dataset, prepare_dataset
@@ -102,7 +103,7 @@ def run_report(args: argparse.Namespace) -> None:
         name=args.name or Path(args.checkpoint).resolve().name,
         batch_size=args.batch_size,
         timed_utterances=args.timed_utterances,
-        cache_dir=args.cache_dir or cached_assets_path("hf_dld", "depth_report"),
+        cache_dir=args.cache_dir or default_cache_dir(args),
         errors_path=output / f"{stem}.errors.npz",
     )
     report.to_json(output / f"{stem}.json")
@@ -111,3 +112,16 @@ def run_report(args: argparse.Namespace) -> None:
     for suffix in ("png", "svg"):
         plot_depths([report], output / f"{stem}.{suffix}", against="gmac_per_s")
     print(report.to_markdown())
+
+
+def default_cache_dir(args: argparse.Namespace) -> Path:
+    """In the Hugging Face cache; a folder for each stream, which has no fingerprint that would tell it from another."""
+    from huggingface_hub import cached_assets_path
+
+    folder = cached_assets_path("hf_dld", "depth_report")
+    if not args.streaming:
+        return folder
+    names = ("dataset_config", "split", "text_column", "audio_column", "audio_root", "max_duration_s")
+    path = Path(args.dataset)
+    stream = [str(path.resolve() if path.exists() else path), *(getattr(args, name) for name in names)]
+    return folder / blake2b(json.dumps(stream).encode(), digest_size=16).hexdigest()

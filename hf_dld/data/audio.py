@@ -37,15 +37,15 @@ def decode_audio(audio: Any, sampling_rate_hz: int) -> np.ndarray:
             file, `{"array" or "raw", "sampling_rate"}`, torchcodec's `AudioDecoder` (from `datasets.Audio()`, where
             that is installed), or bare samples, which are taken to be at `sampling_rate_hz`. Samples have shape
             `(samples,)`, `(samples, channels)` or `(channels, samples)`; the shorter axis is the channels. Integer
-            samples are scaled to [-1, 1).
+            samples, of at most 32 bits, are scaled to [-1, 1).
         sampling_rate_hz: the wanted rate.
 
     Returns:
         float32 samples of shape `(samples,)`, never empty and all finite.
 
     Raises:
-        AudioError: not audio, an empty or missing file, no samples, samples that are not finite or beyond
-            `LARGEST_SAMPLE`, or more than `MAX_SAMPLES`.
+        AudioError: not audio, an empty or missing file, no samples, samples that are 64-bit integers, not finite or
+            beyond `LARGEST_SAMPLE`, or more than `MAX_SAMPLES`.
     """
     if isinstance(sampling_rate_hz, bool) or not isinstance(sampling_rate_hz, int) or sampling_rate_hz < 1:
         raise ValueError(f"sampling_rate_hz={sampling_rate_hz!r} must be an integer of at least 1 (samples per second)")
@@ -214,6 +214,9 @@ def _decode(content: bytes, name: str) -> tuple[np.ndarray, int]:
 
 
 def _mix_down(samples: np.ndarray, name: str) -> np.ndarray:
+    if samples.dtype == np.int64:  # what lists of integers become; of int16 or int32 samples it would make silence
+        wanted = "give int16 or int32, as they were recorded, or floats between -1 and 1"
+        raise _error(name, "integers of no sample width", f"int64: {wanted}")
     if samples.dtype.kind == "i":
         samples = samples.astype(np.float32) / (np.iinfo(samples.dtype).max + 1.0)
     if samples.dtype.kind != "f" or samples.ndim not in (1, 2):

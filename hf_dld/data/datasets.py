@@ -1,6 +1,7 @@
 """Speech corpora as `datasets` objects with the columns `audio` (not decoded) and `text`."""
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 
@@ -99,6 +100,11 @@ def _load_split(path: str | Path, name: str | None, split: str, columns, audio_r
     return _check_paths(dataset, audio_root or source)
 
 
+def split_name(split: str) -> str:
+    """What `datasets` may call the split of a folder: `dev_clean` that of `dev-clean`, which is no name to it."""
+    return re.sub(r"[^\w.]", "_", split)
+
+
 def speech_splits(path: str | Path, name: str | None = None) -> list[str]:
     """The splits that `load_speech_dataset` finds at this path; the same errors."""
     source = Path(path).expanduser()
@@ -152,12 +158,12 @@ def _load_manifest(manifest: Path, split: str, columns, audio_root, streaming: b
     arguments = {"manifest": manifest, "audio_column": audio, "text_column": text, "audio_root": root}
     if streaming:
         return datasets.IterableDataset.from_generator(
-            manifest_rows, features=features, gen_kwargs=arguments, split=datasets.NamedSplit(split)
+            manifest_rows, features=features, gen_kwargs=arguments, split=datasets.NamedSplit(split_name(split))
         )
     arguments["version"] = file_version(manifest)
     try:
         dataset = datasets.Dataset.from_generator(
-            manifest_rows, features, cache_dir, gen_kwargs=arguments, split=datasets.NamedSplit(split)
+            manifest_rows, features, cache_dir, gen_kwargs=arguments, split=datasets.NamedSplit(split_name(split))
         )
     except datasets.exceptions.DatasetGenerationError as error:
         raise (error.__cause__ or error) from None  # the cause names file and line, the wrapper says nothing

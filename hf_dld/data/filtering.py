@@ -122,7 +122,11 @@ def prepare_dataset(
 
     Raises:
         ValueError: impossible limits, or nothing is left (not for an `IterableDataset`).
+        TypeError: a `DatasetDict`.
     """
+    if isinstance(dataset, dict):
+        kind = type(dataset).__name__
+        raise TypeError(f"prepare_dataset takes one split of the {kind}, of which there are: {', '.join(dataset)}.")
     check_limits(min_duration_s, max_duration_s)
     limits = _Limits(frames_of, min_duration_s, max_duration_s, keep_untranscribed)
     extractor = getattr(processor, "feature_extractor", processor)

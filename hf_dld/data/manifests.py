@@ -124,7 +124,7 @@ def _numbered_rows(manifest: Path) -> Iterator[tuple[str, dict]]:
 
 
 def check_utf8(manifest: Path) -> None:
-    """Raise `ValueError` naming the first line that is not UTF-8; a text file's own error names no place in the file."""
+    """Raise `ValueError` naming the first line that is not UTF-8; the decoder's own error names no place in a file."""
     with open(manifest, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -161,7 +161,9 @@ def _whole_rows(reader: Any, manifest: Path) -> Iterator[tuple[str, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"{where}: not a table ({error}); it may lack a quotation mark, or have one too many") from None
+            raise ValueError(
+                f"{where}: not a table ({error}); it may lack a quotation mark, or have one too many"
+            ) from None
         yield where, fields
 
 

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from ..whole_files import remove_unfinished, whole_file, write_whole_text
 from .audio import AudioError, audio_bytes, audio_name, decode_audio, encode_flac
-from .datasets import load_speech_dataset, speech_splits
+from .datasets import load_speech_dataset, speech_splits, split_name
 from .filtering import NO_TRANSCRIPT, FilterReport, check_limits, duration_problem, size_and_time
 from .transcripts import check_text_rules, rewrite_transcript
 
@@ -46,6 +46,7 @@ class Settings:
     revision: str | None
     audio_column: str | None
     text_column: str | None
+    audio_root: str | None
     transcribed: bool
     keep_untranscribed: bool
     min_duration_s: float
@@ -95,6 +96,7 @@ def prepare_corpus(
     revision: str | None = None,
     audio_column: str | None = None,
     text_column: str | None = None,
+    audio_root: str | Path | None = None,
     transcribed: bool = True,
     keep_untranscribed: bool = False,
     min_duration_s: float = 0.25,
@@ -114,10 +116,11 @@ def prepare_corpus(
     or audio files (size, time of last change) are others now. A split appears in OUTPUT/data when all of it is done.
 
     Args:
-        source: as for `load_speech_dataset`, and so are `name`, `revision`, `audio_column`, `text_column` and
-            `transcribed`.
+        source: as for `load_speech_dataset`, and so are `name`, `revision`, `audio_column`, `text_column`,
+            `audio_root` and `transcribed`.
         output: a folder to make, or one that an earlier call with the same settings has made.
-        splits: which; default: all of the source. Another call may add others.
+        splits: which; default: all of the source. Another call may add others. Those that `datasets` has no name for
+            get one: `dev-clean` becomes `dev_clean`.
         keep_untranscribed: keep utterances without a transcript, their text is then None or blank.
         min_duration_s, max_duration_s: both are still allowed.
         sampling_rate_hz: store mono 16-bit FLAC at this rate; default: the bytes of the files as they are.
@@ -151,15 +154,16 @@ def prepare_corpus(
             raise ValueError(f"splits has {split!r}: give single splits; they are joined where they are loaded")
     local = Path(source).expanduser().exists()
     settings = Settings(
-        str(Path(source).expanduser().resolve()) if local else str(source), name, revision, audio_column, text_column,
-        transcribed, keep_untranscribed, min_duration_s, max_duration_s, sampling_rate_hz, shard_utterances,
-        text_case, [list(rule) for rule in text_rules] if text_rules else None,
+        _absolute(source) if local else str(source), name, revision, audio_column, text_column,
+        None if audio_root is None else _absolute(audio_root), transcribed, keep_untranscribed, min_duration_s,
+        max_duration_s, sampling_rate_hz, shard_utterances, text_case,
+        [list(rule) for rule in text_rules] if text_rules else None,
     )  # fmt: skip
     load = partial(
         load_speech_dataset, source, name, revision=revision, audio_column=audio_column, text_column=text_column,
-        transcribed=transcribed,
+        audio_root=audio_root, transcribed=transcribed,
     )  # fmt: skip
-    corpora = {split: load(split=split) for split in splits or speech_splits(source, name)}
+    corpora = {split_name(split): load(split=split) for split in splits or speech_splits(source, name)}
     output = Path(output)
     _claim(output, settings)
     for split, dataset in corpora.items():
@@ -178,6 +182,11 @@ def prepare_corpus(
         if not reports[split].counts.kept:
             raise ValueError(f"{split}: no utterance is left:\n{reports[split].counts}")
     return reports
+
+
+def _absolute(path: str | Path) -> str:
+    """As audio paths are made absolute: symbolic links stay what they are."""
+    return os.path.abspath(Path(path).expanduser())
 
 
 @dataclass(frozen=True)
@@ -282,7 +291,9 @@ def _write_shard(shard: _Shard, dataset: datasets.Dataset, settings: Settings) -
                     try:
                         prepared = _prepare_row(row, settings)
                     except AudioError as error:
-                        refused.append([_short_name(row["audio"], settings.source), error.reason])
+                        refused.append(
+                            [_short_name(row["audio"], settings.audio_root or settings.source), error.reason]
+                        )
                         continue
                     kept, duration_s = kept + 1, duration_s + prepared["duration_s"]
                     group.append(prepared)
@@ -303,7 +314,7 @@ def _write_shard(shard: _Shard, dataset: datasets.Dataset, settings: Settings) -
 
 def _prepare_row(row: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """The row as it is written; `AudioError` with the reason to refuse it."""
-    name = _short_name(row["audio"], settings.source)
+    name = _short_name(row["audio"], settings.audio_root or settings.source)
     content = audio_bytes(row["audio"])
     rate_hz = settings.sampling_rate_hz or MEASURED_HZ
     samples = decode_audio({"bytes": content, "path": row["audio"]["path"]}, rate_hz)

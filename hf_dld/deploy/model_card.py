@@ -228,7 +228,8 @@ def _facts(data: ModelCardData, run: dict[str, Any]) -> str:
 
     dataset = run.get("data", {}).get("dataset")
     model = run.get("model", {})
-    from_scratch = model.get("student") == "config" or (model.get("train_teacher") and not model.get("student"))
+    teacher_from_scratch = model.get("train_teacher") and not model.get("teacher_start")
+    from_scratch = model.get("student") == "config" or (teacher_from_scratch and not model.get("student"))
     base_model = "none, trained from scratch" if from_scratch else data.base_model
     return _table(
         ["", ""],
@@ -352,6 +353,8 @@ def _training(config: Any, run: dict[str, Any]) -> str:
         teacher = model.get("teacher")
         if model.get("train_teacher"):
             teacher = "trained first, on the same data"
+            if model.get("teacher_start"):
+                teacher += f", from {_public_name(model['teacher_start'])}"
             if model.get("teacher_depth_sampling"):
                 teacher += f", with layers dropped ({model['teacher_depth_sampling']})"
         teacher = "the weights under the adapters" if teacher == "base" else _public_name(teacher or "unknown")

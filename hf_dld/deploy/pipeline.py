@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import httpx
+from torch import nn
 from transformers import AutomaticSpeechRecognitionPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.automatic_speech_recognition import rescale_stride
@@ -62,6 +63,12 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         **kwargs: Any,
     ) -> tuple[dict, dict, dict]:
         preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
+        wanted = kwargs.get("return_timestamps")
+        if wanted and self.is_dynamic and not hasattr(self.tokenizer, "word_delimiter_token"):
+            raise ValueError(
+                f"return_timestamps={wanted!r} needs a vocabulary of characters, and this model's is one of subwords: "
+                f"a {type(self.tokenizer).__name__} does not tell where its tokens are."
+            )
         depth = {
             "num_active_layers": num_active_layers,
             "active_layers": active_layers,
@@ -125,9 +132,14 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         stride, is_last = model_inputs.pop("stride", None), model_inputs.pop("is_last")
         mask = model_inputs.pop("attention_mask")
         inputs = model_inputs.pop(self.model.main_input_name)
+        frame_samples = samples_of_a_frame(self.model.config)
+        if (lacking := frame_samples - inputs.shape[1]) > 0:
+            inputs, mask = (nn.functional.pad(values, (0, lacking)) for values in (inputs, mask))
+        heard = mask.clone()
+        heard[:, :frame_samples] = 1  # a model cannot run on nothing, but what it makes of that is not transcribed
         if latency_budget_s is not None:
             active_layers = self.layers_within(latency_budget_s, *inputs.shape)
-        logits = self.model(inputs, attention_mask=mask, active_layers=active_layers).logits
+        logits = self.model(inputs, attention_mask=heard, active_layers=active_layers).logits
         frame_lengths = self.model._get_feat_extract_output_lengths(mask.sum(-1))
         padding = torch.arange(logits.shape[1], device=logits.device) >= frame_lengths[:, None]
         blank = self.model.config.pad_token_id
@@ -147,6 +159,14 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         audio_s = samples / self.feature_extractor.sampling_rate
         depth = self.latency_model.deepest(audio_s, latency_budget_s / utterances)
         return self.model.config.resolve_active_layers(num_active_layers=depth)
+
+
+def samples_of_a_frame(config: Any) -> int:
+    """The samples that the convolutions of the feature encoder need to make a frame; of fewer they make an error."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
 
 
 def dynamic_where_trained(model: Any) -> Any:

@@ -52,6 +52,7 @@ class ErrorCounts:
     """The counts of one model on one dataset: `utterances`, and for each set of layers its errors, in one order."""
 
     def __init__(self, folder: Path, layer_sets: Iterable[tuple[int, ...]]):
+        self.folder = folder
         self.utterances = CountFile(folder / "utterances", UTTERANCE)
         names = {layers: "errors-" + ".".join(map(str, layers)) for layers in layer_sets}
         self.errors = {layers: CountFile(folder / name, ERRORS) for layers, name in names.items()}
@@ -122,7 +123,7 @@ def count_at_depths(
         rows = _utterance_rows(examples, references)
         stored = counts.utterances.read(start, len(rows))
         if not np.array_equal(stored, rows[: len(stored)]):
-            raise _another_dataset(f"utterances {start} to {start + len(rows)} are others")
+            raise _another_dataset(counts, f"utterances {start} to {start + len(rows)} are others")
         counts.utterances.append(start, rows)
         end = start + len(rows)
         pending = [layers for layers, file in counts.errors.items() if file.rows < end]
@@ -138,7 +139,7 @@ def count_at_depths(
                     counts.errors[layers].append(start, _error_rows(texts, references))
         start = end
     if start < counts.utterances.rows:
-        raise _another_dataset(f"it has {start} utterances instead of {counts.utterances.rows}")
+        raise _another_dataset(counts, f"it has {start} utterances instead of {counts.utterances.rows}")
 
 
 def _utterance_rows(examples: list[dict[str, Any]], references: list[str]) -> np.ndarray:
@@ -167,9 +168,10 @@ def _audio_checksum(audio: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(audio).tobytes() if content is None else content)
 
 
-def _another_dataset(detail: str) -> ValueError:
+def _another_dataset(counts: ErrorCounts, detail: str) -> ValueError:
     return ValueError(
-        f"the dataset is not the one that the cache counted ({detail}). Give another cache_dir, or delete this one"
+        f"the dataset is not the one that the cache counted ({detail}). Give another cache_dir, or delete "
+        f"{counts.folder}"
     )
 
 

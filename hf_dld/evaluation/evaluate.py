@@ -82,6 +82,8 @@ def evaluate_depths(
     selection = selection or model.config.layer_selection
     if depths is None and selection in LAYER_SELECTIONS:
         depths = model.config.present_depths(selection) or None  # if none is left, the first one's error says so
+    elif depths is None:
+        depths = range(1, len(model.config.present_layers) + 1)
     depths = _check_depths(depths, model.config.num_hidden_layers)
     for argument, value, least in (
         ("draws", draws, 1),
@@ -142,12 +144,17 @@ def choose_layer_sets(
     config: PreTrainedConfig, num_active_layers: int, selection: str, draws: int, seed: int
 ) -> list[tuple[int, ...]]:
     """The layers that a depth is evaluated with: one set, or for `"random"` up to `draws` distinct ones."""
-    total = config.num_hidden_layers
+    total, present = config.num_hidden_layers, config.present_layers
     if selection == "random":
+        if num_active_layers > len(present):
+            raise ValueError(
+                f"{num_active_layers} layers cannot be drawn from the {len(present)} (layers "
+                f"{', '.join(map(str, present))}) that were not pruned."
+            )
         generator = random.Random(f"{seed}-{num_active_layers}")
         chosen: set[tuple[int, ...]] = set()
-        while len(chosen) < min(draws, math.comb(total, num_active_layers)):
-            chosen.add(tuple(sorted(generator.sample(range(total), num_active_layers))))
+        while len(chosen) < min(draws, math.comb(len(present), num_active_layers)):
+            chosen.add(tuple(sorted(generator.sample(present, num_active_layers))))
         return sorted(chosen)
     if selection not in LAYER_SELECTIONS:
         raise ValueError(f"selection must be one of {(*LAYER_SELECTIONS, 'random')}; got {selection!r}.")

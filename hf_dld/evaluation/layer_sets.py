@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -85,7 +86,7 @@ class LayerSetScorer:
 
     Args:
         model: a dynamic CTC model with all its layers; left in the mode that it came in. It is scored in eval mode.
-        dataset: as `hf_dld.data.prepare_dataset` returns it.
+        dataset: as `hf_dld.data.prepare_dataset` returns it, not streamed.
         processor: the model's own.
         objective: `"ctc"`: the CTC loss divided by the length of the transcript, mean over utterances; `"kl"`: the KL
             divergence of the full depth's posteriors (the teacher's place) and those of the set, mean over
@@ -98,7 +99,7 @@ class LayerSetScorer:
             bytes) on the model's device, and computed again at each `score` for the rest.
 
     Raises:
-        TypeError: not a dynamic CTC model.
+        TypeError: not a dynamic CTC model, or a stream.
         ValueError: an impossible argument, or a dataset in which the objective has nothing to measure.
     """
 
@@ -201,6 +202,11 @@ class LayerSetScorer:
 
 def _sample(dataset: Any, objective: str, max_utterances: int | None, seed: int) -> list[int]:
     """Indices of the utterances to measure, the longest first."""
+    if isinstance(dataset, datasets.IterableDataset):
+        raise TypeError(
+            "Layers are scored on a sample, in batches of similar length, which needs a dataset that is not streamed, "
+            f"such as prepare_dataset makes of one that was loaded without streaming; got {type(dataset).__name__}."
+        )
     lengths = dataset["input_length"]
     if not len(lengths):
         raise ValueError("The dataset has no utterance to choose layers by.")

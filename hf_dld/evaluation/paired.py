@@ -88,7 +88,9 @@ def _load_errors(path: str | Path, report: DepthReport, depths: Sequence[int]) -
             row, errors = report.row(depth), arrays[f"word_errors_{depth}"].sum(dtype=np.int64)
             wer = errors / max(1, len(row.draws)) / max(1, arrays["words"].sum(dtype=np.int64))
             if not math.isclose(wer, row.wer, rel_tol=1e-6, abs_tol=1e-9):
-                raise ValueError(f"with {depth} layers they come to a WER of {wer:.2%}, and the report says {row.wer:.2%}")
+                raise ValueError(
+                    f"with {depth} layers they come to a WER of {wer:.2%}, and the report says {row.wer:.2%}"
+                )
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} does not hold the errors of each utterance of {path}: {error}") from None
     return arrays

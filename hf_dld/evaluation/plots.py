@@ -13,6 +13,7 @@ from .depth_report import DepthReport
 # Okabe and Ito's palette, which colour-blind readers can tell apart; each line has a marker of its own too
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "o", "^", "D", "v", "P")
+FIGURE_SUFFIXES = (".png", ".svg")
 _LABELS = {
     "num_active_layers": "active encoder layers",
     "gmac_per_s": "billion multiply-accumulates for 1 s of audio (GMAC)",
@@ -31,8 +32,10 @@ def plot_depths(
     number of layers.
 
     Raises:
-        ValueError: no report, an unknown `against`, or a report that lacks it.
+        ValueError: another kind of file, no report, an unknown `against`, or a report that lacks it.
     """
+    if Path(path).suffix not in FIGURE_SUFFIXES:
+        raise ValueError(f"{path} is no name for a figure: it must end in {', '.join(FIGURE_SUFFIXES)}")
     if against not in _LABELS:
         raise ValueError(f"against={against!r} must be one of {tuple(_LABELS)}")
     if not reports:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +69,24 @@ def test_report_and_compare(report, checkpoint, tmp_path, capsys):
     second.write_text(json.dumps({**values, "errors_file": "gone.npz"}))  # as it comes from the Hub
     main(["compare", str(checkpoint / "depth_report.json"), str(second), "--plot", str(tmp_path / "again.svg")])
     assert "cannot be said: " in capsys.readouterr().out and (tmp_path / "again.svg").exists()
+
+
+def test_streams_of_two_splits(checkpoint, corpus, tmp_path, monkeypatch):
+    """A stream has no fingerprint that would tell it from another one."""
+    monkeypatch.setattr("huggingface_hub.cached_assets_path", lambda *names: tmp_path.joinpath("assets", *names))
+    shutil.copytree(corpus, tmp_path / "corpus")
+    (tmp_path / "corpus/test").rename(tmp_path / "corpus/other")
+    for split, folder in (("test", corpus), ("other", tmp_path / "corpus")):
+        options = ["--depths", "1", "--timed_utterances", "0", "--streaming", "--output", str(tmp_path / split)]
+        main(["report", str(checkpoint), "--dataset", str(folder), "--split", split, *options])
+    one, two = (hf_dld.DepthReport.from_json(tmp_path / split / "depth_report.json") for split in ("test", "other"))
+    assert one.rows == two.rows
+    lines = (tmp_path / "corpus/other/metadata.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "corpus/other/metadata.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(
+        ValueError, match=r"not the one that the cache counted .*Give another cache_dir, or delete .*assets"
+    ):
+        main(["report", str(checkpoint), "--dataset", str(folder), "--split", split, *options])
 
 
 def test_careless_arguments(report, corpus, tmp_path):

@@ -73,6 +73,7 @@ def test_opus_is_resampled_from_the_rate_that_comes_back(write_audio):
 def test_integer_samples_are_scaled():
     samples = np.array([-32768, 0, 16384], dtype=np.int16)
     np.testing.assert_array_equal(decode_audio(samples, 16_000), [-1.0, 0.0, 0.5])
+    np.testing.assert_array_equal(decode_audio(samples.astype(np.int32) * 2**16, 16_000), [-1.0, 0.0, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,8 @@ def test_samples_that_are_not_finite(tmp_path, value):
         ({"array": [0.0, 0.1]}, "samples without a usable 'sampling_rate' .it is None"),
         (None, "not an audio object .a NoneType; load the dataset with Audio.decode=False"),
         (np.array(["a"]), "not samples .an array of <U1"),
+        ([-32768, 0, 16384], r"not an audio object"),
+        (np.array([-32768, 0, 16384]), r"integers of no sample width .int64: give int16 or int32, .* or floats"),
         (np.zeros((2, 2, 2)), r"not samples .an array of float64 with shape \(2, 2, 2\)"),
     ],
 )

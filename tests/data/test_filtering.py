@@ -4,7 +4,7 @@ import os
 import pytest
 import soundfile
 import torch
-from datasets import Audio, Dataset
+from datasets import Audio, Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,6 +109,14 @@ def test_nothing_left_is_an_error(write_corpus):
     dataset = load_speech_dataset(write_corpus(CORPUS[2:5]))
     with pytest.raises(ValueError, match=r"no utterance is left to train or evaluate on:\n(.|\n)*no such file +1"):
         prepare_dataset(dataset, PROCESSOR, frames_of, max_duration_s=2)
+
+
+def test_a_dictionary_of_splits(write_corpus):
+    splits = DatasetDict(train=load_speech_dataset(write_corpus(CORPUS[:1])))
+    with pytest.raises(
+        TypeError, match="prepare_dataset takes one split of the DatasetDict, of which there are: train"
+    ):
+        prepare_dataset(splits, PROCESSOR, lambda samples: samples // 320)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

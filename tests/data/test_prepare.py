@@ -74,6 +74,33 @@ def test_what_is_written_can_be_loaded(prepared, corpus, tmp_path, streaming):
     assert len(list(usable)) == 5
 
 
+def test_a_corpus_behind_a_link_or_with_its_audio_elsewhere(corpus, tmp_path, monkeypatch):
+    """What is written names no folder of this machine."""
+    (tmp_path / "link").symlink_to(corpus, target_is_directory=True)
+    (tmp_path / "lists").mkdir()
+    rows = [{"audio": f"train/{name}", "text": text} for name, text, _ in GOOD]
+    (tmp_path / "lists" / "m.json").write_text(json.dumps(rows))
+    monkeypatch.chdir(tmp_path)
+    options = {"max_duration_s": 2, "progress_bar": False}
+    prepare_corpus("link", "behind", ["train"], **options)
+    main(["prepare", "lists/m.json", "elsewhere", "--audio_root", "corpus"])
+    for folder in ("behind", "elsewhere"):
+        paths = [row["audio"]["path"] for row in load_speech_dataset(tmp_path / folder)]
+        assert paths == [f"train/{name}" for name, _, _ in GOOD]
+    assert str(tmp_path) not in json.dumps(json.loads((tmp_path / "behind/prepare_report.json").read_text())["refused"])
+
+
+def test_split_folders_that_datasets_has_no_name_for(write_corpus, tmp_path):
+    """LibriSpeech's are called so."""
+    corpus = write_corpus(GOOD[:2], "corpus/dev-clean")
+    for streaming in (False, True):
+        loaded = load_speech_dataset(corpus, split="dev-clean", streaming=streaming)
+        assert [row["text"] for row in loaded] == [text for _, text, _ in GOOD[:2]]
+    reports = prepare_corpus(corpus, tmp_path / "out", progress_bar=False)
+    assert list(reports) == ["dev_clean"], "prepared, it is named as datasets can"
+    assert len(load_speech_dataset(tmp_path / "out", split="dev_clean")) == 2
+
+
 def test_the_report(prepared, corpus, tmp_path, capsys):
     report = prepared()["train"]
     assert report.counts.kept == 5 and report.counts.dropped == REASONS

@@ -162,7 +162,7 @@ The method \(an independent implementation of it\), the architecture, and the so
 """.replace("\\\n", "")
 
 RUN = {
-    "model": {"teacher": None, "student": None, "train_teacher": True, "lora_r": None},
+    "model": {"teacher": None, "student": None, "train_teacher": True, "teacher_start": None, "lora_r": None},
     "data": {"dataset": "/data/corpora/beeps", "dataset_config": None, "train_split": "train", "test_split": "test"},
     "training": {
         "depth_sampling": "bernoulli",
@@ -269,6 +269,8 @@ def test_the_same_folder_gives_the_same_card_and_facts_once_given_stay(tmp_path)
         ({"student": "config"}, "| student starts from | random weights |"),
         ({"student": "them/wavlm"}, "| student starts from | them/wavlm |"),
         ({"max_steps": 300}, "| `max_steps` | 300 |"),
+        ({"teacher_start": "them/wavlm-base"}, "| teacher | trained first, on the same data, from them/wavlm-base |"),
+        ({"teacher_start": "them/wavlm-base"}, "| base model | unknown |"),
     ],
 )
 def test_how_it_was_trained(change, expected, tmp_path):

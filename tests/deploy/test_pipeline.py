@@ -76,6 +76,15 @@ def test_batches(checkpoints, samples):
     assert [out["text"] for out in recognise(clips, batch_size=3)] == alone
 
 
+@pytest.mark.parametrize("length", [1, 100])
+def test_a_clip_shorter_than_a_frame_says_nothing(checkpoints, samples, length):
+    recognise = pipeline(TASK, model=str(checkpoints / "dynamic"), num_active_layers=2)
+    assert recognise(samples[:length])["text"] == ""
+    assert [out["text"] for out in recognise([samples[:length], samples], batch_size=2)][0] == ""
+    whole = recognise(samples[:16_000])["text"]
+    assert recognise(samples[: 16_000 + length], chunk_length_s=1, stride_length_s=0)["text"] == whole
+
+
 @pytest.fixture
 def serve():
     """Serves a folder by HTTP on this machine and returns its address."""
@@ -124,6 +133,10 @@ def test_timestamps_and_chunks(checkpoints, samples, tmp_path):
         assert recognise(stride, num_active_layers=depth)["text"] == out["text"]
 
     soundfile.write(tmp_path / "talk.wav", samples, 16_000)
+    subwords = hf_dld.build_subword_processor(["ab cd ef"] * 9, 12, "bpe")
+    say = pipeline(TASK, make_dynamic("wavlm"), **{name: getattr(subwords, name) for name in subwords.get_attributes()})
+    with pytest.raises(ValueError, match="return_timestamps='word' needs a vocabulary of characters, .*subwords"):
+        say(samples, return_timestamps="word")
     with pytest.raises(ValueError, match=r"stride=\(0, 0\) counts samples: give their sampling_rate"):
         recognise({"path": str(tmp_path / "talk.wav"), "stride": (0, 0)})
 

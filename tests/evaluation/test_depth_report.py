@@ -123,3 +123,7 @@ def test_careless_plots(report, tmp_path):
         plot_depths([report], tmp_path / "plot.png", against="time")
     with pytest.raises(ValueError, match="no report to plot"):
         plot_depths([], tmp_path / "plot.png")
+    for name in ("plot", "plot.txt"):
+        with pytest.raises(ValueError, match=f"{name} is no name for a figure: it must end in .png, .svg"):
+            plot_depths([report], tmp_path / name)
+    assert not [*tmp_path.iterdir()]

@@ -210,6 +210,11 @@ def test_a_pruned_model(dataset, processor, tmp_path):
     assert evaluate_depths(pruned, dataset, processor, **UNTIMED) == found, "by default, all depths that are there"
     with pytest.raises(ValueError, match=r"were pruned when the model was loaded"):
         evaluate_depths(pruned, dataset, processor, [3], **UNTIMED)
+    drawn = evaluate_depths(pruned, dataset, processor, selection="random", draws=5, **UNTIMED)
+    assert [row.num_active_layers for row in drawn.rows] == [1, 2] and drawn.row(2).active_layers == [1, 3]
+    assert {tuple(draw.active_layers) for draw in drawn.row(1).draws} == {(1,), (3,)}
+    with pytest.raises(ValueError, match="3 layers cannot be drawn from the 2 .layers 1, 3. that were not pruned"):
+        evaluate_depths(pruned, dataset, processor, [3], selection="random", **UNTIMED)
     last = hf_dld.DLDWavLMForCTC.from_pretrained(tmp_path, active_layers=[3], prune_inactive_layers=True)
     with pytest.raises(ValueError, match=r"were pruned when the model was loaded"):
         evaluate_depths(last, dataset, processor, **UNTIMED)

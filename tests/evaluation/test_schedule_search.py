@@ -4,6 +4,7 @@ import itertools
 import json
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -276,6 +277,10 @@ def test_nothing_to_search(dataset):
         search_depth_schedule(make_stock("wavlm"), dataset, PROCESSOR)
     with pytest.raises(ValueError, match="no utterance"):
         search_depth_schedule(make_dynamic("wavlm"), make_rows(0), PROCESSOR)
+    with pytest.raises(TypeError, match="a dataset that is not streamed, .* got IterableDataset"):
+        search_depth_schedule(
+            make_dynamic("wavlm"), datasets.IterableDataset.from_generator(lambda: iter(dataset)), PROCESSOR
+        )
     broken = make_dynamic("wavlm")
     broken.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="With 4 of 4 layers, no set of layers gives a finite ctc"):
