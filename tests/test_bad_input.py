@@ -214,6 +214,18 @@ CASES: list[tuple[str, str, Callable[[Path], str | None], str]] = [
         archive,
         r"clips.zip .* would unpack to",
     ),
+    (
+        "a quotation mark in a CSV file that is never closed",
+        ERROR,
+        lambda folder: prepared(folder, 'good.wav,"abc'),
+        r"line 5: not a table .unexpected end of data.; it may lack a quotation mark",
+    ),
+    (
+        "16-bit samples as a list of numbers",
+        ERROR,
+        lambda folder: decode_audio(np.array([0, 16384, -16384]), 16_000),
+        "integers of no sample width .int64: give int16 or int32",
+    ),
     ("44.1 kHz stereo", WORKS, stereo, r"8000 samples at 16000 Hz"),
     (
         "a missing file among a thousand",
