@@ -163,10 +163,12 @@ def test_command_re_estimates_batch_norm(checkpoint, tmp_path):
     for index in range(3):
         samples = np.random.default_rng(index).standard_normal(8000) * 0.1
         soundfile.write(corpus / f"{index}.wav", samples, 16_000)
-    (corpus / "metadata.csv").write_text("file_name\n" + "".join(f"{index}.wav\n" for index in range(3)))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/m.csv").write_text("audio\n" + "".join(f"{index}.wav\n" for index in range(3)))
     out = tmp_path / "out"
     command = ["export", str(checkpoint), "--output", str(out), "--active_layers", "0", "2"]
-    main([*command, "--batch_norm_dataset", str(corpus), "--batch_norm_utterances", "2"])
+    listed = ["--batch_norm_dataset", str(tmp_path / "lists/m.csv"), "--batch_norm_audio_root", str(corpus)]
+    main([*command, *listed, "--batch_norm_utterances", "2"])
     plain = DYNAMIC_CLASSES["dld_wav2vec2_conformer"].from_pretrained(checkpoint).state_dict()
     exported = load_file(out / "model.safetensors")
     name = "wav2vec2_conformer.encoder.layers.{}.conv_module.{}"
