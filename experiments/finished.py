@@ -11,6 +11,7 @@ from hf_dld.evaluation.intervals import bootstrap_interval
 
 COUNTED = {"wer": "word", "cer": "character"}
 OWN_RATE = ", own learning rate"
+Counted = Literal["training", "posteriors", "teachers"]
 
 
 def rival(method: str, reference: str) -> str:
@@ -51,6 +52,12 @@ class Finished:
                         f"{experiment.name}: {recipe} was trained with the learning rate {rate}, and errs least with "
                         f"{min(errors, key=errors.get)}: remove those runs, and train them anew."
                     )
+        # what the first student of the strong teacher took to compute its posteriors; those of the others cost as much,
+        # and the clock of their first students once held the teacher's training too
+        self.posteriors_cpu_s = max(
+            (run["before_training_cpu_s"] for run in self.runs if run["taught_by"] == ["strong"] and distils(run)),
+            default=0.0,
+        )
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by
         self.heard: np.ndarray | None = None  # hashes of the test transcripts, of the first run that is looked at
@@ -107,23 +114,36 @@ class Finished:
 
 
 def budget_ratios(
-    done: Finished, method: str, start: str, budget: Literal["cpu_s", "step"], with_teachers: bool = False
+    done: Finished, method: str, start: str, budget: Literal["cpu_s", "step"], counted: Counted = "training"
 ) -> list[float | None]:
     """What it takes to reach the reference's final error on validation, over its whole training; None if never.
 
-    CPU seconds may count the training of the teachers that a run begins as or learns from.
+    CPU seconds may count, beside the student's training, the teacher's posteriors of the training split, computed once,
+    and also the training of the teachers that a run begins as or learns from. Only those of one machine are compared.
     """
     ratios, rate = [], f"{done.unit}_mean"
     for run in done.of(rival(method, done.experiment.reference), start):
         twin = [other for other in done.of(method, start) if other["seed"] == run["seed"]]
         if not twin or not run["evaluations"] or rate not in run["evaluations"][-1]:
             continue
+        if budget == "cpu_s" and twin[0]["machine"] != run["machine"]:
+            continue
         target = run["evaluations"][-1][rate]
         reached = [point[budget] for point in twin[0]["evaluations"] if point[rate] <= target]
         whole = run["train_cpu_s"] if budget == "cpu_s" else run["arguments"]["max_steps"]
-        before = [
-            sum(done.teacher_costs[name] for name in each["taught_by"]) if with_teachers else 0.0
-            for each in (twin[0], run)
-        ]
+        before = [cpu_s_before(done, each, counted) if budget == "cpu_s" else 0.0 for each in (twin[0], run)]
         ratios.append((before[0] + reached[0]) / (before[1] + whole) if reached else None)
     return ratios
+
+
+def cpu_s_before(done: Finished, run: dict[str, Any], counted: Counted) -> float:
+    """CPU seconds that a run needs before its own training."""
+    posteriors = done.posteriors_cpu_s if counted != "training" and distils(run) else 0.0
+    return posteriors + (sum(done.teacher_costs[name] for name in run["taught_by"]) if counted == "teachers" else 0.0)
+
+
+def distils(run: dict[str, Any]) -> bool:
+    """Whether a run learns from posteriors that are computed beforehand."""
+    arguments = run.get("arguments", {})
+    online = arguments.get("teacher") == "self" or "colld_weight" in arguments
+    return run.get("kind") == "dynamic" and arguments.get("kl_weight", 1.0) > 0 and not online

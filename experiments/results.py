@@ -16,7 +16,7 @@ import colld
 import matplotlib
 from common import ROOT, spread
 from evidence import SELECTIONS, Experiment, plan, read_experiment
-from finished import COUNTED, OWN_RATE, Finished, budget_ratios, rival
+from finished import COUNTED, OWN_RATE, Counted, Finished, budget_ratios, cpu_s_before, rival
 from matplotlib.figure import Figure
 
 from hf_dld.evaluation.plots import COLOURS, MARKERS
@@ -43,6 +43,11 @@ OVERVIEW = (*PUBLISHED, SHIPPED, LONGER, SHIPPED + OWN_RATE, LONGER + OWN_RATE, 
 # a teacher changes nothing of what a step costs, and its students ran in other hours than layer dropping
 TIMED = [label for label, method in JUDGED.items() if not method.startswith(BETTER_TAUGHT)]
 INTERVAL = "95 % interval"
+BESIDES: dict[Counted, str] = {
+    "training": "",
+    "posteriors": ", the teacher's posteriors counted",
+    "teachers": ", the teacher's training counted too",
+}
 STARTS = {"teacher": "from the teacher's weights", "scratch": "from scratch"}
 INTRODUCTION = """# Results
 
@@ -57,9 +62,13 @@ for those "own learning rate": that is the one with which the method erred least
 that is not reported, and what it is compared with has its own as well. Error rates are those of the test split, which
 each run transcribes once, at its end; "mean (lowest to highest)" is over seeds, and a table says how many are finished:
 what is not finished is not shown. Intervals come from a paired bootstrap over test utterances, with the errors of all
-seeds together. Times are CPU seconds of one thread and leave evaluations out. Between commits 51fdfb2 and 75c65b8 steps
-became a quarter cheaper, and from 22a60b1 on they ran on another processor, twice as fast, on which the same step took
-85 to 111 ms in different hours: times compare roughly, and on one processor; steps always.
+seeds together: they hold for these seeds, whose spread stands beside them and is often wider. Times are CPU seconds of
+one thread and leave evaluations out. The time to layer dropping's final error is that after which the validation split,
+with the two depths that are looked at every 250 steps (200 of the commands), shows the error that layer dropping ends
+with there. Searches for a learning rate are in no time. A teacher's posteriors are computed once and serve all of its
+students: times are given without and with them. Between commits 51fdfb2 and 75c65b8 steps became a quarter cheaper, and
+from 22a60b1 on they ran on another processor, twice as fast, on which the same step took 85 to 111 ms in different
+hours: times compare roughly, and on one processor; steps always.
 """
 
 
@@ -83,7 +92,7 @@ def overview(everything: list[Finished]) -> list[str]:
                 changes = [done.changes(*compared, depth) for depth in (quarter[0], quarter[-1], done.num_layers)]
                 if not changes[0]:
                     continue
-                ratios = budget_ratios(done, method, start, "cpu_s")
+                ratios = budget_ratios(done, method, start, "cpu_s", "posteriors")
                 times = [ratio - 1 for ratio in ratios if ratio is not None]
                 time = f"{100 * statistics.mean(times):+.1f}" if len(times) == len(ratios) > 0 else "not by every seed"
                 means = [f"{100 * statistics.mean(change):+.1f}" for change in changes]
@@ -91,7 +100,7 @@ def overview(everything: list[Finished]) -> list[str]:
     for above, row in reversed(list(pairwise(rows))):  # what a row shares with the one above is not repeated
         row[0], row[1] = "" if row[0] == above[0] else row[0], "" if row[:2] == above[:2] else row[1]
     header = ["errors and time against plain layer dropping's, %", "start", "method", "one layer", "a quarter of them"]
-    return table([*header, "all", "time to its error", "seeds"], rows, left=3)
+    return table([*header, "all", "time to its error, posteriors counted", "seeds"], rows, left=3)
 
 
 def error_table(done: Finished, start: str, unit: str) -> list[str]:
@@ -127,19 +136,19 @@ def claims_table(done: Finished) -> list[str]:
             if changes := done.changes(*compared):
                 ours = [spread(changes, sign="+") + " %", done.interval(*compared), verdict(changes, claimed)]
                 rows.append([f"{what}, {STARTS[start]}{tuned}", f"{100 * claimed:+.2f} %", *ours])
-        for counted, with_teachers in (("", False), (", the teacher's training counted", True)):
-            if change := time_change(done, method, start, -0.333, with_teachers):
-                what = f"training time to layer dropping's final {unit}, {STARTS[start]}{tuned}{counted}"
+        for counted, besides in BESIDES.items():
+            if change := time_change(done, method, start, -0.333, counted):
+                what = f"training time to layer dropping's final {unit}, {STARTS[start]}{tuned}{besides}"
                 rows.append([what, "-33.3 %", change[0], "", change[1]])
     header = ["the paper's claim, against plain layer dropping", "paper", "here", INTERVAL, "verdict"]
     return table(header, rows) if rows else []
 
 
 def time_change(
-    done: Finished, method: str, start: str, wanted: float, with_teachers: bool = False
+    done: Finished, method: str, start: str, wanted: float, counted: Counted = "training"
 ) -> tuple[str, str] | None:
     """The time to the reference's error, and its verdict; None where nothing is finished that could be compared."""
-    ratios = budget_ratios(done, method, start, "cpu_s", with_teachers)
+    ratios = budget_ratios(done, method, start, "cpu_s", counted)
     if not ratios:
         return None
     changes = [ratio - 1 for ratio in ratios if ratio is not None]
@@ -163,11 +172,14 @@ def goals_table(done: Finished) -> list[str]:
                 rows += goal_row(done, judged, what, reference, start, depth, wanted)
         what = f"{full} layers, {STARTS[start]}, against a static model trained as long"
         rows += goal_row(done, judged, what, STATIC, start, full, 0.0)
-        what = f"time to plain layer dropping's final {done.unit.upper()}, {STARTS[start]}"
-        timed = [time_change(done, judged[label], start, -0.5) if label in TIMED else None for label in judged]
-        if timed[0]:
-            rows.append([what, "-50 %", *(": ".join(change) if change else "" for change in timed), ""])
-        rows += cost_row(done, judged, start)
+        for counted in ("training", "posteriors"):
+            what = f"time to plain layer dropping's final {done.unit.upper()}, {STARTS[start]}{BESIDES[counted]}"
+            timed = [
+                time_change(done, judged[label], start, -0.5, counted) if label in TIMED else None for label in judged
+            ]
+            if timed[0]:
+                rows.append([what, "-50 %", *(": ".join(change) if change else "" for change in timed), ""])
+            rows += cost_row(done, judged, start, counted)
     for depth in done.experiment.depths:
         if depth >= full / 3:
             what = f"{depth} layers, from scratch, against a static model of that depth"
@@ -188,18 +200,19 @@ def goal_row(
     return [[what, f"{100 * wanted:+.0f} %", *cells, done.interval(SHIPPED, reference, start, depth)]]
 
 
-def cost_row(done: Finished, judged: dict[str, str], start: str) -> list[list[str]]:
-    """What the trainings behind the columns of `goals_table` cost."""
+def cost_row(done: Finished, judged: dict[str, str], start: str, counted: Counted) -> list[list[str]]:
+    """What the trainings behind the columns of `goals_table` cost, where they were made on one machine."""
 
-    def costs(method: str) -> dict[int, float]:
-        return {run["seed"]: run["train_cpu_s"] for run in done.of(method, start)}
+    def costs(method: str) -> dict[tuple[int, str], float]:
+        runs = done.of(method, start)
+        return {(run["seed"], run["machine"]): run["train_cpu_s"] + cpu_s_before(done, run, counted) for run in runs}
 
     cells = []
     for label, method in judged.items():
         ours, theirs = costs(method), costs(rival(method, done.experiment.reference))
-        changes = [ours[seed] / theirs[seed] - 1 for seed in sorted(ours.keys() & theirs.keys())]
+        changes = [ours[run] / theirs[run] - 1 for run in sorted(ours.keys() & theirs.keys())]
         cells.append(spread(changes, sign="+") + " %" if changes and label in TIMED else "")
-    what = f"CPU seconds of the whole training, {STARTS[start]}, against plain layer dropping's"
+    what = f"CPU seconds of the whole training, {STARTS[start]}{BESIDES[counted]}, against plain layer dropping's"
     return [[what, "", *cells, ""]] if cells[0] else []
 
 
@@ -223,21 +236,24 @@ def times_table(done: Finished) -> list[str]:
             steps = runs[0]["arguments"]["max_steps"]
             # the others are evaluated at their full depth alone
             if runs[0]["kind"] == "dynamic":
-                counted = (("step", False), ("cpu_s", False), ("cpu_s", True))
+                counted = (("step", "training"), ("cpu_s", "training"), ("cpu_s", "posteriors"), ("cpu_s", "teachers"))
                 reached = [reached_after(budget_ratios(done, method, start, *budget)) for budget in counted]
             else:
-                reached = [""] * 3
-            per_step = [run["train_cpu_s"] / steps for run in runs]
+                reached = [""] * 4
+            usual = statistics.mode(run["machine"] for run in done.runs)
+            per_step = [run["train_cpu_s"] / steps for run in runs if run["machine"] == usual]
             commits = ", ".join(sorted({run["commit"][:7] for run in runs}))
             rows.append([method, STARTS[start], commits, spread(per_step, 1000), *reached])
     header = ["method", "start", "commit", "CPU ms a step"]
     header.append(f"steps to plain layer dropping's final {done.unit.upper()}, % of its")
     header.append("CPU seconds to that, % of its")
-    header.append("the same with the teacher's training")
+    header += ["the same with the teacher's posteriors", "and with its training"]
     known = [f"{name}: {cost:.0f} s" for name, cost in done.teacher_costs.items()]
-    cached = max((run["before_training_cpu_s"] for run in done.runs), default=0)
     note = f"The training of the teacher ({', '.join(known)}) is counted in the last column alone; its posteriors of "
-    note += f"the training split, computed once ({cached:.0f} s at most), nowhere."
+    note += (
+        f"the training split ({done.posteriors_cpu_s:.0f} s, once for all students) in the last two. Steps are timed "
+    )
+    note += "on the machine of most runs, and times compared on one."
     return [*table(header, rows, left=3), note, ""] if rows else []
 
 

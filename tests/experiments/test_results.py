@@ -54,6 +54,41 @@ def test_students_of_different_teachers_are_not_compared(monkeypatch, tmp_path):
         finished.Finished(experiment)
 
 
+def test_times_count_what_distillation_needs_beforehand(monkeypatch, tmp_path):
+    """Posteriors and the teacher, where they are asked for; and only times of one machine are compared."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
+    finished, evidence = importlib.import_module("finished"), importlib.import_module("evidence")
+    experiment = evidence.read_experiment(ROOT / "experiments" / "evidence" / "digits_wavlm.yaml")
+    monkeypatch.setattr(finished, "RESULTS_DIR", tmp_path)
+    folder = tmp_path / experiment.name
+    folder.mkdir()
+    (folder / "cost-of-teacher-strong.json").write_text('{"cpu_s": 400.0}')
+    reference, shipped = "layer dropping, Bernoulli 0.5", "DLD, balanced (shipped)"
+
+    def train(method: str, seed: int, before_s: float, machine: str = "one", kl_weight: float = 1.0) -> None:
+        points = [{"step": step, "cpu_s": step / 10, "wer_mean": 1 - step / 1000} for step in (250, 500, 1000)]
+        stored = {
+            "method": method, "start": "scratch", "seed": seed, "num_layers": 12, "kind": "dynamic", "teachers": {},
+            "machine": machine, "arguments": {"max_steps": 1000, "kl_weight": kl_weight}, "train_cpu_s": 100.0,
+            "before_training_cpu_s": before_s, "evaluations": points,
+        }  # fmt: skip
+        [run] = [
+            run
+            for run in evidence.plan(experiment)
+            if run.name.endswith(f"-from-scratch-seed-{seed}") and (run.method, run.start) == (method, "scratch")
+        ]
+        (folder / f"{run.name}.json").write_text(json.dumps(stored))
+
+    for seed in range(3):
+        train(reference, seed, 1.0, kl_weight=0.0)
+        train(shipped, seed, 60.0 if seed == 0 else 1.0, machine="another" if seed == 2 else "one")
+    done = finished.Finished(experiment)
+    assert done.posteriors_cpu_s == 60.0
+    assert finished.budget_ratios(done, shipped, "scratch", "step") == [1.0, 1.0, 1.0]
+    for counted, expected in (("training", 1.0), ("posteriors", 1.6), ("teachers", 5.6)):
+        assert finished.budget_ratios(done, shipped, "scratch", "cpu_s", counted) == pytest.approx([expected] * 2)
+
+
 def test_errors_of_other_utterances_are_not_paired(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
     finished, evidence = importlib.import_module("finished"), importlib.import_module("evidence")
