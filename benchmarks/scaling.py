@@ -128,9 +128,14 @@ def count(model_class: Any, options: dict[str, Any], audio_s: float) -> Cost:
     )
 
 
+def mean_draw(layers: int) -> float:
+    """Layers of a step on average, with the default draw ("balanced"): k of N with probability ~ 1/k."""
+    return layers / sum(1 / count for count in range(1, layers + 1))
+
+
 def operations_row(name: str, cost: Cost) -> list[str]:
-    half = cost.layers / 2
-    steps = [cost.step(cost.layers), cost.step(half, "live"), cost.step(half)]
+    drawn = mean_draw(cost.layers)
+    steps = [cost.step(cost.layers), cost.step(drawn, "live"), cost.step(drawn)]
     counts = [cost.features, cost.rest, cost.layer, *steps]
     return [name, f"{cost.parameters / 1e6:.0f} M", *(f"{count / 1e9:.1f}" for count in counts)]
 
@@ -138,12 +143,12 @@ def operations_row(name: str, cost: Cost) -> list[str]:
 def time_rows(name: str, cost: Cost, args: argparse.Namespace) -> list[list[str]]:
     rows = []
     for hours, epochs, devices in zip(args.hours, args.epochs, args.devices, strict=True):
-        audio_s, half = hours * 3600, cost.layers / 2
+        audio_s, drawn = hours * 3600, mean_draw(cost.layers)
         filling = audio_s * (cost.features + cost.rest + cost.layers * cost.layer)
         needed = {
             "full-depth CTC": epochs * audio_s * cost.step(cost.layers),
-            "DLD, live teacher": epochs * audio_s * cost.step(half, "live"),
-            "DLD, cached teacher": filling + epochs * audio_s * cost.step(half),
+            "DLD, live teacher": epochs * audio_s * cost.step(drawn, "live"),
+            "DLD, cached teacher": filling + epochs * audio_s * cost.step(drawn),
         }
         for what, operations in needed.items():
             device_hours = operations / (args.peak_tflops * 1e12 * args.utilisation) / 3600
@@ -166,7 +171,7 @@ def time_rows(name: str, cost: Cost, args: argparse.Namespace) -> list[list[str]
 
 
 def recipe_tables(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]]:
-    """Time and memory of each recipe: training the teacher, its posteriors, the student with (N + 1) / 2 layers."""
+    """Time and memory of each recipe: training the teacher, its posteriors, the student at the default draw."""
     times, memory = [], []
     for path in sorted(RECIPES.glob("*.yaml")):
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -180,7 +185,7 @@ def recipe_tables(args: argparse.Namespace) -> tuple[list[list[str]], list[list[
         jobs = {
             "teacher": (recipe["teacher_epochs"], cost.step(cost.layers, features_trained=trained)),
             "its posteriors": (1, cost.features + cost.rest + cost.layers * cost.layer),
-            "student": (recipe["num_train_epochs"], cost.step((cost.layers + 1) / 2, features_trained=trained)),
+            "student": (recipe["num_train_epochs"], cost.step(mean_draw(cost.layers), features_trained=trained)),
         }
         best_h = worst_h = 0.0
         for what, (epochs, operations) in jobs.items():
