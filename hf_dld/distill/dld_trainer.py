@@ -30,6 +30,7 @@ from .teacher import (
     equal_feature_encoders,
     freeze,
     has_frozen_feature_encoder,
+    ignores_padding,
     num_frames,
 )
 from .training_args import DLDTrainingArguments
@@ -177,6 +178,7 @@ class DLDTrainer(CTCTrainer):
             top=args.teacher_cache_top,
             temperature=args.kl_temperature,
             dtype=CACHE_DTYPES[args.teacher_cache_dtype],
+            batch_size=args.per_device_eval_batch_size if ignores_padding(teacher, processor) else 1,
             rank=args.process_index,
             num_processes=args.world_size,
             num_workers=args.dataloader_num_workers,

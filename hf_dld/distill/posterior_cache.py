@@ -8,10 +8,11 @@ have in common, and changed audio is never served the posteriors of what it was.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from ..whole_files import remove_unfinished, whole_file
 from .losses import truncate_posteriors
 
 CACHE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+CHUNK_BATCHES = 4  # held in memory to be sorted by length: 120 MB of utterances of 30 s, 16 to a batch
 SHARD_FRAMES = 1_000_000  # held in memory until written: 50 MB with 8 tokens a frame
 
 
@@ -160,6 +162,7 @@ def fill_posterior_cache(
     top: int,
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float16,
+    batch_size: int = 1,
     rank: int = 0,
     num_processes: int = 1,
     num_workers: int = 0,
@@ -168,19 +171,20 @@ def fill_posterior_cache(
 ) -> int:
     """Compute the posteriors of a dataset that the cache does not have yet.
 
-    Each utterance is run alone, without padding: with group normalisation in the feature encoder, and in every
-    Conformer, the outputs depend on the padding, that is on the neighbours in a batch. A kill loses the work of
-    `shard_s` seconds at most.
+    By default each utterance is run alone, without padding: with group normalisation in the feature encoder, and in
+    every Conformer, the outputs depend on the padding, that is on the neighbours in a batch (see
+    `teacher.ignores_padding`). A kill loses the work of `shard_s` seconds at most.
 
     Args:
         cache: what is missing is written to its folder.
         dataset: examples with `audio`, each reached by its index.
         processor: holds the feature extractor.
-        teacher: called with the features, on the CPU; returns the frozen CTC model's `logits` (1, frames, vocab).
+        teacher: called with the features, on the CPU; returns the frozen CTC model's `logits` (batch, frames, vocab).
         frames_of: from samples to frames.
         top: tokens of each frame to keep.
         temperature: of the posteriors.
         dtype: of the log-probabilities on disk.
+        batch_size: utterances that are run together, padded.
         rank, num_processes: this process does every `num_processes`-th utterance. All may write at the same time.
         num_workers: processes that decode.
         shard_s: a shard is written after so many seconds, or after a million frames.
@@ -198,24 +202,51 @@ def fill_posterior_cache(
         num_workers=num_workers,
         generator=torch.Generator(),  # its own: the random numbers of training stay as they were
     )
+    utterances = tqdm(loader, desc="Teacher posteriors", unit="utterance", disable=not progress_bar)
     pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     pending_frames, computed, started = 0, 0, time.monotonic()
-    for key, features in tqdm(loader, desc="Teacher posteriors", unit="utterance", disable=not progress_bar):
-        if features is None or key in pending or key in cache:
-            continue
-        frames = int(frames_of(features.pop("input_lengths")[0]))
+    for features in _batches_by_length(utterances, cache, batch_size):
+        frames = [int(frames_of(utterance["input_lengths"][0])) for utterance in features.values()]
         with torch.no_grad():
-            logits = teacher(**features).logits[0, :frames]
+            logits = teacher(**_pad_features(list(features.values()))).logits
         log_probs, tokens = truncate_posteriors(logits, top, temperature)
         token_dtype = torch.int16 if logits.shape[-1] <= 2**15 else torch.int32
-        pending[key] = log_probs.to("cpu", dtype), tokens.to("cpu", token_dtype)
-        pending_frames, computed = pending_frames + frames, computed + 1
+        log_probs, tokens = log_probs.to("cpu", dtype), tokens.to("cpu", token_dtype)
+        for row, (key, count) in enumerate(zip(features, frames, strict=True)):
+            # copies: of a part of a tensor, safetensors would refuse to be given the whole
+            pending[key] = log_probs[row, :count].clone(), tokens[row, :count].clone()
+        pending_frames, computed = pending_frames + sum(frames), computed + len(features)
         if pending_frames >= SHARD_FRAMES or time.monotonic() - started >= shard_s:
             cache.write_shard(pending)
             pending, pending_frames, started = {}, 0, time.monotonic()
     if pending:
         cache.write_shard(pending)
     return computed
+
+
+def _batches_by_length(
+    utterances: Iterable[tuple[str, dict[str, torch.Tensor] | None]], cache: PosteriorCache, batch_size: int
+) -> Iterator[dict[str, dict[str, torch.Tensor]]]:
+    """The features, by key, of utterances that the cache lacks, each once; a batch's are of about equal length."""
+    seen: set[str] = set()
+
+    def lacking() -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        for key, features in utterances:
+            if features is not None and key not in seen and key not in cache:
+                seen.add(key)
+                yield key, features
+
+    remaining = lacking()
+    while chunk := list(islice(remaining, batch_size * (CHUNK_BATCHES if batch_size > 1 else 1))):
+        chunk.sort(key=lambda item: -item[1]["input_lengths"].item())
+        for start in range(0, len(chunk), batch_size):
+            yield dict(chunk[start : start + batch_size])
+
+
+def _pad_features(utterances: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The features of several utterances, each (1, samples), as one batch, padded with zeros as the collator does."""
+    names = [name for name in utterances[0] if name != "input_lengths"]
+    return {name: pad_sequence([utterance[name][0] for utterance in utterances], batch_first=True) for name in names}
 
 
 def _features_unless_cached(

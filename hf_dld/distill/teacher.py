@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 
 def check_teacher(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
@@ -88,6 +88,15 @@ def equal_feature_encoders(teacher: nn.Module, student: nn.Module) -> bool:
     return theirs.keys() == ours.keys() and all(
         theirs[name].equal(tensor.to(theirs[name].dtype)) for name, tensor in ours.items()
     )
+
+
+def ignores_padding(model: PreTrainedModel, processor: ProcessorMixin) -> bool:
+    """Whether an utterance's outputs are the same alone and padded, but for rounding.
+
+    Group normalisation in a feature encoder is over all samples, and a Conformer's convolutions reach into the padding.
+    """
+    masked = processor.feature_extractor.return_attention_mask
+    return masked and "wavlm" in model.config.model_type and model.config.feat_extract_norm == "layer"
 
 
 def num_frames(model: PreTrainedModel, num_samples: Any) -> Any:

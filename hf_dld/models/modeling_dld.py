@@ -108,8 +108,8 @@ class DynamicDepthModelMixin:
             pretrained_model_name_or_path, args, config, ignore_mismatched_sizes, output_loading_info, kwargs: as in
                 `PreTrainedModel.from_pretrained`.
             use_safetensors: `False` loads a pickle (`pytorch_model.bin`); nothing else does.
-            num_active_layers, active_layers, layer_selection, depth_schedule: replace the checkpoint's own. Where it was
-                saved with a set of layers, that stays until `active_layers` or `num_active_layers` is given.
+            num_active_layers, active_layers, layer_selection, depth_schedule: replace the checkpoint's own. Where it
+                was saved with a set of layers, that stays until `active_layers` or `num_active_layers` is given.
             prune_inactive_layers (`bool`, defaults to `False`): leave out the layers that do not run: they take no
                 memory, and their tensors are not read. All indices stay those of the whole model, and asking for a
                 pruned layer is an error. The model can be trained at this depth, exported and saved; what is saved is

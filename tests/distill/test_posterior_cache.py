@@ -57,6 +57,33 @@ def test_the_posteriors_of_each_utterance_alone(tmp_path, processor, dataset, te
         torch.testing.assert_close(log_probs.float(), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_batches_give_the_posteriors_of_each_utterance_alone(tmp_path, processor, dataset, teacher):
+    shapes = []
+
+    def counted(**inputs):
+        shapes.append(inputs["input_values"].shape[0])
+        return teacher(**inputs)
+
+    counted._get_feat_extract_output_lengths = teacher._get_feat_extract_output_lengths
+    alone, batched = PosteriorCache(tmp_path / "alone"), PosteriorCache(tmp_path / "batched")
+    fill(alone, dataset, processor, teacher)
+    assert fill(batched, [*dataset, dataset[3]], processor, counted, batch_size=5) == 12
+    assert shapes == [5, 5, 2], "an utterance that occurs twice is computed once"
+    for example in dataset:
+        key = audio_key(example["audio"])
+        for expected, found in zip(alone[key], batched[key], strict=True):
+            torch.testing.assert_close(found.float(), expected.float(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(("variant", "calls"), [("wavlm-stable", 3), ("wavlm", 12), ("conformer-relative", 12)])
+def test_a_teacher_that_hears_padding_runs_on_one_utterance_at_a_time(tmp_path, processor, dataset, variant, calls):
+    trainer = make_trainer(tmp_path, processor, dataset, variant, teacher_cache_dir=str(tmp_path / "cache"))
+    seen = []
+    trainer.teacher.register_forward_pre_hook(lambda *_: seen.append(1))
+    trainer.cache_teacher()
+    assert len(seen) == calls
+
+
 def test_an_interrupted_filling_goes_on(tmp_path, processor, dataset, teacher):
     calls = []
 
