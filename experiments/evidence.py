@@ -138,6 +138,12 @@ def teachers_of(run: Run) -> list[str]:
     return sorted({*begins, teacher} if learns and teacher != "self" else begins)
 
 
+def learns_from_posteriors(run: Run) -> bool:
+    """Whether a run learns from a teacher's posteriors that are computed beforehand."""
+    distils = run.options.get("kind", "dynamic") == "dynamic" and run.options.get("kl_weight", 1.0) > 0
+    return distils and run.options.get("teacher") != "self" and "colld_weight" not in run.options
+
+
 def best_by_doubling(value: float, error: Callable[[float], float]) -> float:
     """The value doubled, or else halved, until two in a row are no better than the best: one bad training is chance."""
     for factor in (2.0, 0.5):

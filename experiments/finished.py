@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 from common import RESULTS_DIR
-from evidence import Experiment, plan, teachers_of
+from evidence import Experiment, learns_from_posteriors, plan, teachers_of
 
 from hf_dld.evaluation.intervals import bootstrap_interval
 
@@ -26,7 +26,8 @@ class Finished:
         self.experiment, self.folder = experiment, RESULTS_DIR / experiment.name
         finished = [(run, path) for run in plan(experiment) if (path := self.folder / f"{run.name}.json").exists()]
         self.runs = [
-            json.loads(path.read_text(encoding="utf-8")) | {"path": path, "taught_by": teachers_of(run)}
+            json.loads(path.read_text(encoding="utf-8"))
+            | {"path": path, "taught_by": teachers_of(run), "learns_from_posteriors": learns_from_posteriors(run)}
             for run, path in finished
         ]
         self.teacher_costs = {
@@ -55,7 +56,11 @@ class Finished:
         # what the first student of the strong teacher took to compute its posteriors; those of the others cost as much,
         # and the clock of their first students once held the teacher's training too
         self.posteriors_cpu_s = max(
-            (run["before_training_cpu_s"] for run in self.runs if run["taught_by"] == ["strong"] and distils(run)),
+            (
+                run["before_training_cpu_s"]
+                for run in self.runs
+                if run["taught_by"] == ["strong"] and run["learns_from_posteriors"]
+            ),
             default=0.0,
         )
         self.num_layers = experiment.model_config["num_hidden_layers"]
@@ -138,12 +143,5 @@ def budget_ratios(
 
 def cpu_s_before(done: Finished, run: dict[str, Any], counted: Counted) -> float:
     """CPU seconds that a run needs before its own training."""
-    posteriors = done.posteriors_cpu_s if counted != "training" and distils(run) else 0.0
+    posteriors = done.posteriors_cpu_s if counted != "training" and run["learns_from_posteriors"] else 0.0
     return posteriors + (sum(done.teacher_costs[name] for name in run["taught_by"]) if counted == "teachers" else 0.0)
-
-
-def distils(run: dict[str, Any]) -> bool:
-    """Whether a run learns from posteriors that are computed beforehand."""
-    arguments = run.get("arguments", {})
-    online = arguments.get("teacher") == "self" or "colld_weight" in arguments
-    return run.get("kind") == "dynamic" and arguments.get("kl_weight", 1.0) > 0 and not online

@@ -33,17 +33,25 @@ def test_results_page_shows_what_was_stored(monkeypatch, tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} <= {path.name for path in ROOT.glob("docs/images/*.png")}
 
 
-def test_students_of_different_teachers_are_not_compared(monkeypatch, tmp_path):
+@pytest.fixture
+def nothing_finished(monkeypatch, tmp_path):
+    """The modules `finished` and `evidence`, an experiment, and the empty folder where its results are looked for."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
     finished, evidence = importlib.import_module("finished"), importlib.import_module("evidence")
     experiment = evidence.read_experiment(ROOT / "experiments" / "evidence" / "digits_wavlm.yaml")
     monkeypatch.setattr(finished, "RESULTS_DIR", tmp_path)
-    (tmp_path / experiment.name).mkdir()
+    folder = tmp_path / experiment.name
+    folder.mkdir()
+    return finished, evidence, experiment, folder
+
+
+def test_students_of_different_teachers_are_not_compared(nothing_finished):
+    finished, evidence, experiment, folder = nothing_finished
     runs = {run.name: run for run in evidence.plan(experiment)}
 
     def finish(name: str, teachers: dict[str, str]) -> None:
         stored = {"method": runs[name].method, "start": runs[name].start, "seed": 0, "teachers": teachers}
-        (tmp_path / experiment.name / f"{name}.json").write_text(json.dumps(stored))
+        (folder / f"{name}.json").write_text(json.dumps(stored))
 
     finish("layer-dropping-bernoulli-0-5-from-teacher-seed-0", {"strong": "be0e"})  # begins as it
     finish("layer-dropping-bernoulli-0-5-from-scratch-seed-0", {})
@@ -54,14 +62,9 @@ def test_students_of_different_teachers_are_not_compared(monkeypatch, tmp_path):
         finished.Finished(experiment)
 
 
-def test_times_count_what_distillation_needs_beforehand(monkeypatch, tmp_path):
+def test_times_count_what_distillation_needs_beforehand(nothing_finished):
     """Posteriors and the teacher, where they are asked for; and only times of one machine are compared."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
-    finished, evidence = importlib.import_module("finished"), importlib.import_module("evidence")
-    experiment = evidence.read_experiment(ROOT / "experiments" / "evidence" / "digits_wavlm.yaml")
-    monkeypatch.setattr(finished, "RESULTS_DIR", tmp_path)
-    folder = tmp_path / experiment.name
-    folder.mkdir()
+    finished, evidence, experiment, folder = nothing_finished
     (folder / "cost-of-teacher-strong.json").write_text('{"cpu_s": 400.0}')
     reference, shipped = "layer dropping, Bernoulli 0.5", "DLD, balanced (shipped)"
 
@@ -89,17 +92,13 @@ def test_times_count_what_distillation_needs_beforehand(monkeypatch, tmp_path):
         assert finished.budget_ratios(done, shipped, "scratch", "cpu_s", counted) == pytest.approx([expected] * 2)
 
 
-def test_errors_of_other_utterances_are_not_paired(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
-    finished, evidence = importlib.import_module("finished"), importlib.import_module("evidence")
-    experiment = evidence.read_experiment(ROOT / "experiments" / "evidence" / "digits_wavlm.yaml")
-    monkeypatch.setattr(finished, "RESULTS_DIR", tmp_path)
-    folder = tmp_path / experiment.name
-    folder.mkdir()
+def test_errors_of_other_utterances_are_not_paired(nothing_finished):
+    finished, _, experiment, folder = nothing_finished
     methods = "layer dropping, Bernoulli 0.5", "DLD, balanced (shipped)"
 
     def transcribe(name: str, method: str, text: list[int]) -> None:
         stored = {"method": method, "start": "scratch", "seed": 0, "num_layers": 12, "teachers": {"strong": "be0e"}}
+        stored["before_training_cpu_s"] = 1.0
         (folder / f"{name}.json").write_text(json.dumps(stored))
         np.savez(folder / f"{name}.npz", text=np.array(text, np.uint32), word_errors_12=np.array([1, 2], np.uint8))
 
