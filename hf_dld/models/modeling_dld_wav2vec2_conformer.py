@@ -1,5 +1,7 @@
 """Wav2Vec2-Conformer with any number of its encoder layers; tensor names and full-depth outputs are the stock ones."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import Wav2Vec2ConformerForCTC, Wav2Vec2ConformerModel
@@ -13,6 +15,7 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
 )
 from transformers.utils.output_capturing import OutputRecorder
 
+from .attention import attend, by_products, shift_relative
 from .configuration_dld import DLDWav2Vec2ConformerConfig
 from .feature_encoder import FeatureEncoderMixin
 from .modeling_dld import (
@@ -25,8 +28,70 @@ from .modeling_dld import (
 )
 
 
+class DLDWav2Vec2ConformerSelfAttention(Wav2Vec2ConformerSelfAttention):
+    """The Conformer's attention, by plain products where the fused kernel has no gradient for the position bias."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        relative_position_embeddings: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: (batch, frames, hidden).
+            attention_mask: True where a key may be attended to, (batch, 1, frames, frames); numbers that are added with
+                eager attention.
+            relative_position_embeddings: (1, 2 * frames - 1, hidden) of the distances between frames, or the cosines
+                and sines of the rotary kind.
+
+        Returns:
+            The output (batch, frames, hidden), and the weights (batch, heads, frames, frames) with eager attention,
+            else `None`.
+        """
+        if not by_products(self.config, hidden_states):
+            return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
+        rotated = hidden_states
+        if self.position_embeddings_type == "rotary":
+            rotated = self._apply_rotary_embedding(hidden_states, relative_position_embeddings)
+        head_shape = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
+        query = self.linear_q(rotated).view(head_shape)
+        key = self.linear_k(rotated).view(head_shape).transpose(1, 2)
+        value = self.linear_v(hidden_states).view(head_shape).transpose(1, 2)
+        scores = self.scores(query, key, relative_position_embeddings)
+        if attention_mask is not None:
+            scores.masked_fill_(~attention_mask, torch.finfo(scores.dtype).min)
+        output = attend(scores, value, self.dropout.p if self.training else 0.0)
+        return self.linear_out(output.reshape(hidden_states.shape)), None
+
+    def scores(self, query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """Scaled scores (batch, heads, frames, frames); Transformer-XL (arXiv 1901.02860), section 3.3.
+
+        Args:
+            query: (batch, frames, heads, head).
+            key: (batch, heads, frames, head).
+            positions: (1, 2 * frames - 1, hidden) of the distances between frames, used by the relative kind.
+        """
+        query = query * self.scaling
+        if self.position_embeddings_type != "relative":
+            return torch.matmul(query.transpose(1, 2), key.transpose(2, 3))
+        by_content, by_position = (
+            (query + bias * self.scaling).transpose(1, 2) for bias in (self.pos_bias_u, self.pos_bias_v)
+        )
+        distances = self.linear_pos(positions[0]).unflatten(-1, (self.num_heads, self.head_size)).permute(1, 2, 0)
+        scores = torch.matmul(by_content, key.transpose(2, 3))
+        scores += shift_relative(torch.matmul(by_position, distances))
+        return scores
+
+
 class DLDWav2Vec2ConformerEncoder(DynamicDepthEncoderMixin, Wav2Vec2ConformerEncoder):
     """The Conformer encoder: `hidden_states` (batch, frames, hidden) through the active layers."""
+
+    def __init__(self, config: DLDWav2Vec2ConformerConfig):
+        super().__init__(config)
+        for index in config.present_layers:
+            self.layers[index].self_attn = DLDWav2Vec2ConformerSelfAttention(config)
 
     def before_layers(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None

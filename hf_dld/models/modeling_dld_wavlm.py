@@ -15,6 +15,7 @@ from transformers.models.wavlm.modeling_wavlm import (
 )
 from transformers.utils.output_capturing import OutputRecorder
 
+from .attention import attend, by_products
 from .configuration_dld import DLDWavLMConfig
 from .feature_encoder import FeatureEncoderMixin
 from .modeling_dld import (
@@ -25,7 +26,7 @@ from .modeling_dld import (
     stock_layers,
     zero_padding,
 )
-from .pieces import in_pieces, is_traced, piece_length
+from .pieces import in_pieces, piece_length
 
 
 def eager_attention_forward(
@@ -90,14 +91,12 @@ class DLDWavLMAttention(WavLMAttention):
 
         gate = self.compute_gate(hidden_states.view(head_shape)).to(query.dtype)
         inputs, length = (query, key, value, gate, position_bias), self.num_heads
-        by_products = self.config._attn_implementation == "sdpa" and gate.device.type == "cpu" and not is_traced()
-        # the fused kernel for CPUs does not use their units for products in bfloat16, nor has it a mask's gradient
-        by_products = by_products and (query.dtype == torch.bfloat16 or torch.is_grad_enabled())
-        attend = self.attend_by_products if by_products else self.attend
+        plain = by_products(self.config, query)
+        attend = self.attend_by_products if plain else self.attend
         if in_pieces(gate.device):
             # of no more heads at a time than whose gated bias stays in the processor's cache until it is used
             bias_bytes = gate.nbytes * gate.shape[-2]
-            if by_products:
+            if plain:
                 bias_bytes *= 2  # and so do its weights
             length = piece_length(self.num_heads, bias_bytes)
         if length >= self.num_heads:
@@ -142,11 +141,7 @@ class DLDWavLMAttention(WavLMAttention):
         scores.addcmul_(gate, position_bias.to(scores.dtype))
         if attention_mask is not None:
             scores += attention_mask.to(scores.dtype)
-        weights = nn.functional.softmax(scores, dim=-1)
-        if self.training and self.dropout > 0:
-            # keeps a byte for each weight until the backward pass, where `nn.functional.dropout` keeps a number
-            weights, _ = torch.native_dropout(weights, self.dropout, train=True)
-        return torch.matmul(weights, value).transpose(1, 2), None
+        return attend(scores, value, self.dropout if self.training else 0.0), None
 
     def compute_gate(self, heads: torch.Tensor) -> torch.Tensor:
         """The gate on the position bias, (batch, heads, frames, 1), from hidden states (batch, frames, heads, head).
