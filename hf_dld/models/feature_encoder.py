@@ -117,4 +117,12 @@ class FeatureEncoderMixin:
 
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
         """Samples (batch, samples), or features (batch, channels, frames), to features."""
-        return input_values if input_values.ndim == 3 else super().forward(input_values)
+        if input_values.ndim == 3:
+            return input_values
+        if any(layer.gradient_checkpointing for layer in self.conv_layers):
+            return super().forward(input_values)
+        # the stock pass has a gradient of the samples computed, which only checkpoints that are re-entered need
+        hidden_states = input_values.unsqueeze(1)
+        for layer in self.conv_layers:
+            hidden_states = layer(hidden_states)
+        return hidden_states

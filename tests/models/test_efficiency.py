@@ -237,6 +237,24 @@ def test_norms_and_activations_overwrite_only_what_no_gradient_needs(variant):
     assert all(parameter.grad is not None for parameter in model.base_model.feature_extractor.parameters())
 
 
+def test_no_gradient_of_the_samples_is_computed_unless_asked_for(variant):
+    """Stock feature encoders ask for it always, for checkpoints that are re-entered; it takes a twelfth of a step."""
+    model, batch = make_dynamic(variant, mask_time_prob=0.0).train(), speech(1.0)
+    parameters = {id(parameter) for parameter in model.parameters()}
+    leaves, nodes = set(), [model(**batch).logits.grad_fn]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        leaves |= {id(node.variable)} if hasattr(node, "variable") else set()
+        found = {before for before, _ in node.next_functions if before is not None} - seen
+        seen |= found
+        nodes += found
+    assert len(leaves) > 10 and leaves <= parameters
+    batch["input_values"].requires_grad_()
+    model(**batch).logits.sum().backward()
+    assert batch["input_values"].grad.norm() > 0
+
+
 def test_an_exporter_sees_plain_convolutions(variant):
     """Windows of samples and pieces of activations would be loops in a graph, or the length of the example."""
     encoder = make_dynamic(variant).base_model.feature_extractor
