@@ -82,6 +82,7 @@ class Experiment:
     judged_by: Literal["wer", "cer"] = "wer"
     eval_steps: int = 250
     eval_depths: list[int] = field(default_factory=list)
+    closed: bool = False  # the weights of its teachers are lost: what is finished is all that there will be
     remark: str = ""
 
 
@@ -433,6 +434,10 @@ def main() -> None:
         parser.error(f"there is no file {args.experiment}; there are {there}")
 
     experiment = read_experiment(args.experiment)
+    if experiment.closed:
+        parser.error(
+            f"{experiment.name} is closed: the teacher of its runs is lost, and others do not compare"
+        )
     runs = [run for run in plan(experiment) if re.search(args.only, run.name)][args.shard :: args.num_shards]
     results = RESULTS_DIR / experiment.name
     missing = [run for run in runs if not (results / f"{run.name}.json").exists()]

@@ -343,7 +343,8 @@ def page(experiments: Iterable[Experiment]) -> str:
 def provenance(done: Finished) -> str:
     machines = {f"{run['machine']}, torch {run['torch']}, transformers {run['transformers']}" for run in done.runs}
     commits = {run["commit"][:10] for run in done.runs}
-    finished = f"{len(done.runs)} of {len(plan(done.experiment))} runs are finished."
+    planned = f"{len(done.runs)} of {len(plan(done.experiment))} runs are finished."
+    finished = f"{len(done.runs)} runs; no more can be added." if done.experiment.closed else planned
     teachers = sorted({" ".join(teacher) for run in done.runs for teacher in run.get("teachers", {}).items()})
     stored = f" Teachers, by the SHA-256 of their weights: {', '.join(teachers)}." if teachers else ""
     return f"{finished}{stored} Commits {', '.join(sorted(commits))}; {'; '.join(sorted(machines))}."

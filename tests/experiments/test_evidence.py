@@ -185,3 +185,11 @@ def test_an_experiment_that_is_not_there(harness, monkeypatch, tmp_path, capsys)
     with pytest.raises(SystemExit):
         run(harness[0], monkeypatch, tmp_path / "gone.yaml")
     assert f"there is no file {tmp_path / 'gone.yaml'}; there are " in capsys.readouterr().err
+
+
+def test_nothing_is_added_to_what_a_lost_teacher_taught(harness, monkeypatch, tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(EXPERIMENT | {"dataset": "outputs/gone", "closed": True}))
+    with pytest.raises(SystemExit):
+        run(harness[0], monkeypatch, path)
+    assert f"{EXPERIMENT['name']} is closed: the teacher of its runs is lost" in capsys.readouterr().err
