@@ -435,9 +435,7 @@ def main() -> None:
 
     experiment = read_experiment(args.experiment)
     if experiment.closed:
-        parser.error(
-            f"{experiment.name} is closed: the teacher of its runs is lost, and others do not compare"
-        )
+        parser.error(f"{experiment.name} is closed: the teacher of its runs is lost, and others do not compare")
     runs = [run for run in plan(experiment) if re.search(args.only, run.name)][args.shard :: args.num_shards]
     results = RESULTS_DIR / experiment.name
     missing = [run for run in runs if not (results / f"{run.name}.json").exists()]

@@ -8,6 +8,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
+def has_statistics(model: nn.Module) -> bool:
+    """Whether running statistics were ever gathered: a new layer's are means of 0 and variances of 1."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    return any(norm.running_mean.any() or (norm.running_var != 1).any() for norm in norms)
+
+
 @torch.no_grad()
 def reestimate_batch_norm(model: PreTrainedModel, batches: Iterable[dict[str, Any]]) -> None:
     """Replace the running statistics of the layers that run now by their averages over some batches.

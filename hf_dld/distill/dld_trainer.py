@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput, logging
 
 from ..data.collator import on_model
 from ..models.depth import check_num_active_layers
+from .batch_norm import has_statistics
 from .ctc_trainer import CTCTrainer
 from .lora import adapters_off, check_base_teacher
 from .losses import ctc_loss, kl_loss, truncated_kl_loss
@@ -110,6 +111,9 @@ class DLDTrainer(CTCTrainer):
         elif teacher == "base":
             check_base_teacher(model)
         has_batch_norm = hasattr(model, "freeze_batch_norm")
+        if args.batch_norm is None:
+            # means of 0 and variances of 1 normalise nothing, and a Conformer hardly learns so
+            args.batch_norm = "updated" if has_batch_norm and not has_statistics(model) else "frozen"
         if args.batch_norm != "frozen" and isinstance(model, PeftModel) and has_batch_norm:
             raise ValueError(
                 f'batch_norm="{args.batch_norm}" gathers new running statistics in the base model, which a PeftModel '

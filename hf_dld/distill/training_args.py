@@ -151,12 +151,13 @@ class DLDTrainingArguments(LayerDropArguments, CTCTrainingArguments):
             "training is what it is with the teacher itself."
         },
     )
-    batch_norm: str = field(
-        default="frozen",
+    batch_norm: str | None = field(
+        default=None,
         metadata={
             "help": "Conformer only. frozen: batch normalisation uses the running statistics that the student starts "
             "with; updated: statistics of each process's batch, running statistics gathered over all depths; "
-            "synchronized: the same over the batches of all processes, on accelerators only."
+            "synchronized: the same over the batches of all processes, on accelerators only. Default: frozen, and "
+            "updated for a student that has no statistics yet, one from scratch."
         },
     )
     eval_depths: list[int] | None = field(
@@ -167,7 +168,8 @@ class DLDTrainingArguments(LayerDropArguments, CTCTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("kl_direction", self.kl_direction, KL_DIRECTIONS)
-        check_choice("batch_norm", self.batch_norm, BATCH_NORM_POLICIES)
+        if self.batch_norm is not None:
+            check_choice("batch_norm", self.batch_norm, BATCH_NORM_POLICIES)
         check_choice("teacher_cache_dtype", self.teacher_cache_dtype, CACHE_DTYPES)
         for name in ("ctc_weight", "kl_weight", "kl_weight_end"):
             weight = getattr(self, name)

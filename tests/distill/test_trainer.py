@@ -12,7 +12,15 @@ from huggingface_hub import ModelCard
 from peft import get_peft_model
 from transformers import TrainerCallback
 
-from hf_dld import CTCTrainer, CTCTrainingArguments, DataCollatorCTC, DLDTrainer, DLDTrainingArguments, lora_config
+from hf_dld import (
+    CTCTrainer,
+    CTCTrainingArguments,
+    DataCollatorCTC,
+    DLDTrainer,
+    DLDTrainingArguments,
+    DLDWav2Vec2ConformerForCTC,
+    lora_config,
+)
 from hf_dld.deploy import write_model_card
 from hf_dld.distill.losses import ctc_loss, kl_loss
 from hf_dld.evaluation.metrics import asr_metrics
@@ -295,6 +303,22 @@ def test_batch_norm_policies(tmp_path, processor, dataset, policy):
     moved = {name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])}
     assert any(name.endswith("running_mean") for name in moved) == (policy == "updated")
     assert any(name.endswith("batch_norm.weight") for name in moved)
+
+
+def test_a_student_without_statistics_gathers_them(tmp_path, processor, dataset):
+    """Those of a new model, means of 0 and variances of 1, normalise nothing when they are frozen."""
+    config = make_dynamic("conformer-relative").config
+    for variant, new, policy in (
+        ("conformer-relative", DLDWav2Vec2ConformerForCTC(config), "updated"),
+        ("conformer-relative", make_dynamic("conformer-relative"), "frozen"),
+        ("wavlm", make_dynamic("wavlm"), "frozen"),
+    ):
+        trainer = make_trainer(tmp_path, processor, dataset, variant, model=new)
+        assert trainer.args.batch_norm == policy
+        before = weights(trainer)
+        trainer.train()
+        moved = [name for name, tensor in weights(trainer).items() if not torch.equal(tensor, before[name])]
+        assert any("running_mean" in name for name in moved) == (policy == "updated")
 
 
 def test_synchronized_batch_norm_needs_an_accelerator(tmp_path, processor, dataset):
