@@ -110,10 +110,16 @@ def read_experiment(path: str | Path) -> Experiment:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file; with `extends`, those of another one beside it where this one says nothing."""
+    """The settings of a YAML file; with `extends`, those of another one beside it where this one says nothing.
+
+    Its `methods` come after the other one's.
+    """
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     extended = settings.pop("extends", None)
-    return settings if extended is None else {**read_settings(path.parent / extended), **settings}
+    if extended is None:
+        return settings
+    inherited = read_settings(path.parent / extended)
+    return {**inherited, **settings, "methods": inherited["methods"] | settings.get("methods", {})}
 
 
 def plan(experiment: Experiment) -> list[Run]:

@@ -187,6 +187,14 @@ def test_an_experiment_that_is_not_there(harness, monkeypatch, tmp_path, capsys)
     assert f"there is no file {tmp_path / 'gone.yaml'}; there are " in capsys.readouterr().err
 
 
+def test_an_experiment_adds_to_the_methods_of_another(harness, tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(EXPERIMENT | {"dataset": "outputs/gone"}))
+    added = {"extends": "base.yaml", "name": "more", "methods": {"one more": {"depth_sampling": "uniform"}}}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(added))
+    experiment = harness[0].read_experiment(tmp_path / "more.yaml")
+    assert experiment.name == "more" and experiment.methods == EXPERIMENT["methods"] | added["methods"]
+
+
 def test_nothing_is_added_to_what_a_lost_teacher_taught(harness, monkeypatch, tmp_path, capsys):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(EXPERIMENT | {"dataset": "outputs/gone", "closed": True}))
