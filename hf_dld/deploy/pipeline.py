@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils import httpx
 from torch import nn
-from transformers import AutomaticSpeechRecognitionPipeline
+from transformers import AutoFeatureExtractor, AutomaticSpeechRecognitionPipeline, AutoTokenizer
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.automatic_speech_recognition import rescale_stride
 
@@ -17,6 +17,16 @@ from ..models import DYNAMIC_CLASSES
 
 TASK = "automatic-speech-recognition"
 _CALIBRATING = threading.Lock()  # threads that did it at once would measure each other
+
+
+def why_not_loaded(name_or_path: str, part: str) -> Exception | None:
+    """What loading a part of the processor raises, which Transformers' pipelines do not tell; None where it loads."""
+    loader = {"tokenizer": AutoTokenizer, "feature_extractor": AutoFeatureExtractor}[part]
+    try:
+        loader.from_pretrained(name_or_path)
+    except Exception as error:  # as many kinds as there are files
+        return error
+    return None
 
 
 class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
@@ -43,11 +53,13 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
         missing = [name for name, part in parts.items() if part is None]
         if missing:
+            reason = why_not_loaded(model.name_or_path, missing[0])
             raise ValueError(
                 f"{model.name_or_path or type(model).__name__} has no {' and no '.join(missing)} that can be loaded, "
                 "and speech recognition needs both: save the model's processor beside it with "
-                f"processor.save_pretrained, or pass {' and '.join(f'{name}=' for name in missing)} to pipeline()."
-            )
+                f"processor.save_pretrained, or pass {' and '.join(f'{name}=' for name in missing)} to pipeline()"
+                f"{f' ({type(reason).__name__}: {reason})' if reason else ''}."
+            ) from reason
         model = dynamic_where_trained(model)
         super().__init__(model, feature_extractor=feature_extractor, tokenizer=tokenizer, **kwargs)
 

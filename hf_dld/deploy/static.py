@@ -112,14 +112,23 @@ def check_free(folder: Path) -> None:
 
 
 def load_dynamic(checkpoint: str | Path) -> PreTrainedModel:
-    """The dynamic model of a dynamic or stock CTC checkpoint."""
+    """The dynamic model of a dynamic or stock CTC checkpoint.
+
+    Raises:
+        ValueError: another kind of model, adapters alone, or an encoder without a CTC head.
+    """
+    if Path(checkpoint, "adapter_config.json").exists() and not Path(checkpoint, "config.json").exists():
+        raise ValueError(f"{checkpoint} holds adapters (PEFT): merge them into their model, and export that.")
     model_type = AutoConfig.from_pretrained(checkpoint).model_type
     if model_type not in DYNAMIC_CLASSES:
         raise ValueError(
             f"{checkpoint} is a {model_type} model, and only these can run some of their layers: "
             f"{', '.join(sorted(DYNAMIC_CLASSES))}."
         )
-    return DYNAMIC_CLASSES[model_type].from_pretrained(checkpoint)
+    model, loading = DYNAMIC_CLASSES[model_type].from_pretrained(checkpoint, output_loading_info=True)
+    if any(name.startswith("lm_head.") for name in loading["missing_keys"]):
+        raise ValueError(f"{checkpoint} has no CTC head (lm_head), and a new one would be random: fine-tune it first.")
+    return model
 
 
 @torch.no_grad()

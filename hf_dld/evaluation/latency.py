@@ -1,6 +1,7 @@
 """How long a pass will take on this machine: measured in seconds without a dataset, for any depth and length."""
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ class LatencyModel:
 
 def check_latency_budget(latency_budget_s: float) -> None:
     """Raise ValueError unless it is a finite number of seconds above 0."""
-    is_number = isinstance(latency_budget_s, int | float) and not isinstance(latency_budget_s, bool)
+    is_number = isinstance(latency_budget_s, numbers.Real) and not isinstance(latency_budget_s, bool)
     if not is_number or not math.isfinite(latency_budget_s) or latency_budget_s <= 0:
         raise ValueError(f"latency_budget_s={latency_budget_s!r} must be a finite number of seconds above 0")
 

@@ -1,5 +1,6 @@
 """Configurations of the dynamic models: the stock configuration plus which layers run."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -46,12 +47,14 @@ class DynamicDepthConfigMixin:
             raise ValueError(f"layer_selection must be one of {LAYER_SELECTIONS}; got {self.layer_selection!r}.")
         if self.depth_schedule is not None:
             check_depth_schedule(self.depth_schedule, self.num_hidden_layers)
+            # numbers of other libraries become plain ones, or the configuration could not be saved
+            self.depth_schedule = [list(map(operator.index, layers)) for layers in self.depth_schedule]
         elif self.layer_selection == "schedule":
             raise ValueError('layer_selection="schedule" needs a depth_schedule, and the config has none.')
         if self.num_active_layers is not None:
-            check_num_active_layers(self.num_active_layers, self.num_hidden_layers)
+            self.num_active_layers = check_num_active_layers(self.num_active_layers, self.num_hidden_layers)
         if self.active_layers is not None:
-            check_active_layers(self.active_layers, self.num_hidden_layers)
+            self.active_layers = list(check_active_layers(self.active_layers, self.num_hidden_layers))
         if self.pruned_layers is not None:
             check_active_layers(self.pruned_layers, self.num_hidden_layers, "pruned_layers")
             self.resolve_active_layers()
@@ -146,7 +149,7 @@ class DynamicDepthConfigMixin:
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # the depth given by the caller replaces the stored one before anything is checked, whole: a stored set of
         # layers must not win over the count that the caller asks for
-        depth = {name: kwargs[name] for name in _DEPTH_FIELDS if name in kwargs}
+        depth = {name: kwargs.pop(name) for name in _DEPTH_FIELDS if name in kwargs}
         if "num_active_layers" in depth:
             depth.setdefault("active_layers", None)
         prune_inactive_layers = kwargs.pop("prune_inactive_layers", False)

@@ -40,7 +40,7 @@ def check_num_active_layers(num_active_layers: int, num_hidden_layers: int) -> i
 
 def is_count(active_layers: Any) -> bool:
     """Whether it says how many layers run (a number, of whatever library, or `None` for all) rather than which ones."""
-    return np.ndim(active_layers) == 0
+    return np.ndim(active_layers) == 0 and not isinstance(active_layers, set | frozenset | dict)
 
 
 def check_active_layers(

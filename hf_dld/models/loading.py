@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+# what a pretrained encoder lacks, and fine-tuning adds
+_NEW = re.compile(r"(\w+\.)?(lm_head|masked_spec_embed|adapter)\b")
 
 
 class CheckpointError(Exception):
@@ -79,5 +81,11 @@ def check_loading(checkpoint: Any, loading: dict[str, Any], *, ignore_mismatched
         layers = sorted({int(_LAYER.search(name).group(1)) for name in missing})
         raise CheckpointError(
             f"{checkpoint} lacks tensors of encoder layers {layers}, which its configuration asks for: {missing[0]}"
+            f"{', ...' if len(missing) > 1 else ''}. They would run with random values."
+        )
+    missing = sorted(name for name in loading["missing_keys"] if not _NEW.match(name))
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint} lacks {len(missing)} tensors that its configuration asks for: {missing[0]}"
             f"{', ...' if len(missing) > 1 else ''}. They would run with random values."
         )

@@ -101,6 +101,9 @@ class DLDWav2Vec2ConformerEncoder(DynamicDepthEncoderMixin, Wav2Vec2ConformerEnc
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
         hidden_states = self.dropout(hidden_states)
+        if self.config.position_embeddings_type == "rotary":
+            # kept from the last pass of this length, in its precision, and perhaps without a gradient
+            self.embed_positions.cached_sequence_length = None
         # the same embeddings serve whichever layers run
         positions = self.embed_positions(hidden_states) if self.embed_positions is not None else None
         return hidden_states, {"attention_mask": attention_mask, "relative_position_embeddings": positions}
@@ -155,7 +158,7 @@ class DLDWav2Vec2ConformerModel(DLDWav2Vec2ConformerPreTrainedModel, Wav2Vec2Con
         super().train(mode)
         if self.batch_norm_frozen:
             for module in self.modules():
-                if isinstance(module, nn.BatchNorm1d):
+                if isinstance(module, nn.BatchNorm1d | nn.SyncBatchNorm):
                     module.eval()
         return self
 

@@ -101,6 +101,20 @@ def test_a_failure_to_write_leaves_nothing(tmp_path, processor, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_has_no_head_or_no_model_is_refused(tmp_path, processor):
+    make_stock("wavlm").wavlm.save_pretrained(tmp_path / "encoder")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    for name, message in (
+        ("encoder", r"has no CTC head \(lm_head\)"),
+        ("adapter", r"holds adapters \(PEFT\): merge them"),
+    ):
+        processor.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{tmp_path / name} {message}"):
+            export_static(tmp_path / name, tmp_path / "out", 2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_refused(tmp_path, processor):
     model, out = make_dynamic("wavlm"), tmp_path / "out"
     with pytest.raises(ValueError, match="num_active_layers must be an integer from 1 to 4.*; got 13"):

@@ -11,6 +11,8 @@ from conftest import NUM_LAYERS, VOCAB_SIZE, make_dynamic, make_stock
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_dld import DLDWavLMConfig, DLDWavLMForCTC
+
 ALL_SUBSETS = [
     layers for count in range(1, NUM_LAYERS + 1) for layers in itertools.combinations(range(NUM_LAYERS), count)
 ]
@@ -231,6 +233,44 @@ def test_counts_of_other_libraries(variant, count):
     json.loads(model.config.to_json_string())
     model.set_active_layers(torch.tensor([3]))
     assert model.active_layers == (3,), "which ones, even if it is one"
+
+
+@pytest.mark.parametrize(
+    "depth, expected",
+    [
+        ({"num_active_layers": np.int64(3)}, (0, 2, 3)),
+        ({"active_layers": range(0, 4, 2)}, (0, 2)),
+        ({"active_layers": np.array([0, 2])}, (0, 2)),
+        ({"active_layers": torch.tensor([0, 2])}, (0, 2)),
+        ({"layer_selection": "schedule", "depth_schedule": [np.arange(k) for k in (1, 2, 3, 4)]}, (0, 1, 2, 3)),
+    ],
+)
+def test_depths_of_other_libraries_are_loaded_and_saved(tmp_path, depth, expected):
+    make_dynamic("wavlm").save_pretrained(tmp_path)
+    model = DLDWavLMForCTC.from_pretrained(tmp_path, **depth)
+    model.save_pretrained(tmp_path / "again")
+    assert DLDWavLMForCTC.from_pretrained(tmp_path / "again").active_layers == model.active_layers == expected
+    json.loads(DLDWavLMConfig(**{**model.config.to_dict(), **depth}).to_json_string())
+
+
+def test_a_set_names_layers(variant):
+    model = make_dynamic(variant)
+    model.set_active_layers({0, 3})
+    assert model.active_layers == (0, 3)
+
+
+def test_rotary_positions_of_another_pass_are_not_used(batch):
+    """Stock encoders keep those of the last length, in the precision that it had and without a gradient."""
+    model = make_dynamic("conformer-rotary")
+    expected = logits_of(model, batch)
+    halved = {**batch, "input_values": batch["input_values"].bfloat16()}
+    model.bfloat16()
+    with torch.inference_mode():
+        model(**halved)
+    model.float().load_state_dict(make_dynamic("conformer-rotary").state_dict())
+    logits = model(**batch).logits
+    torch.testing.assert_close(logits.detach(), expected, atol=1e-5, rtol=0)
+    logits.sum().backward()
 
 
 @pytest.mark.parametrize("wrong", [[], [NUM_LAYERS], [-1, 2], [2, 1], [1, 1], ["a"], [0.5], "12", 3.0])

@@ -97,6 +97,28 @@ def test_missing_layers(checkpoint):
         AutoModelForCTC.from_pretrained(checkpoint)
 
 
+def test_why_a_part_of_the_processor_does_not_load(checkpoint):
+    """Transformers' pipelines drop the reason where a part may be missing."""
+    (checkpoint / "vocab.json").write_text("{broken")
+    with pytest.raises(
+        ValueError, match=rf"{checkpoint} has no tokenizer that can be loaded.*JSONDecodeError: Expecting"
+    ):
+        pipeline("automatic-speech-recognition", model=str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["feature_projection.projection.weight", "feature_extractor.conv_layers.1.conv.weight", "encoder.layer_norm.bias"],
+)
+def test_missing_tensors_beside_the_layers(checkpoint, name):
+    edit_tensors(checkpoint, lambda tensors: tensors.pop(f"wavlm.{name}"))
+    message = (
+        rf"{checkpoint} lacks 1 tensors that its configuration asks for: (wavlm\.)?{name}. They would run with ran"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        AutoModelForCTC.from_pretrained(checkpoint)
+
+
 def test_a_head_may_be_missing(checkpoint, tmp_path):
     """A pretrained checkpoint without a CTC head is what fine-tuning starts from."""
     make_stock("wavlm").wavlm.save_pretrained(tmp_path / "base")
