@@ -364,7 +364,7 @@ def stream_training_split(
         max_duration_s=data_args.max_duration_s,
         keep_untranscribed=data_args.keep_untranscribed,
         shuffle_buffer_size=None if in_order else data_args.shuffle_buffer_size,
-        seed=args.seed,
+        seed=args.seed if args.data_seed is None else args.data_seed,
     )
 
 

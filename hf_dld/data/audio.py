@@ -65,7 +65,10 @@ def encode_wav(samples: np.ndarray, sampling_rate_hz: int) -> bytes:
     """The bytes of a WAV file of float32 samples `(samples,)`, exact: decoding gives back the same samples."""
     file = io.BytesIO()
     soundfile.write(file, samples, sampling_rate_hz, format="WAV", subtype="FLOAT")
-    return file.getvalue()
+    content = bytearray(file.getvalue())
+    peak = content.index(b"PEAK")  # a chunk of floats' files: its name, size and version, and the time of day
+    content[peak + 12 : peak + 16] = bytes(4)  # which would make other bytes of the same samples, and other keys
+    return bytes(content)
 
 
 def encode_flac(samples: np.ndarray, sampling_rate_hz: int) -> bytes:

@@ -32,12 +32,24 @@ def _is_complete(checkpoint: Path) -> bool:
     return checkpoint.name.rpartition("-")[2].isdigit()
 
 
-# Where a run writes, how it is watched and what its device can may change between its start and its continuation.
-_MAY_CHANGE = ("output_dir", "logging_dir", "disable_tqdm", "run_name", "push_to_hub", "dataloader_pin_memory")
+# Where a run writes, how it is watched and what its device can may change between its start and its continuation; and
+# how a stream goes on, which takes long where all that was heard is read again.
+_MAY_CHANGE = (
+    "output_dir logging_dir disable_tqdm run_name push_to_hub dataloader_pin_memory ignore_data_skip data_seed".split()
+)
 
 
 def describe_run(training: "TrainingArguments", **others: Any) -> dict[str, Any]:
-    """What tells one run of a script from another, for `claim_output_dir`: its argument dataclasses by name."""
+    """What tells one run of a script from another, for `claim_output_dir`: its argument dataclasses by name.
+
+    Raises:
+        ValueError: for a `resume_from_checkpoint`, which would not be looked at.
+    """
+    if training.resume_from_checkpoint is not None:
+        raise ValueError(
+            f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, but the same command goes on by itself "
+            "from the last checkpoint in its output_dir: leave it out."
+        )
     settings = {
         name: value
         for name, value in training.to_dict().items()

@@ -208,6 +208,14 @@ class CoLLDTrainer(UtteranceTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs), None, None
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in `transformers.Trainer`; the card is the student's, without the heads."""
+        trained, self.model = self.model, self.student
+        try:
+            super().create_model_card(*args, **kwargs)
+        finally:
+            self.model = trained
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the student alone, ready for `from_pretrained`; the Trainer's own checkpoints hold the heads too."""
         is_checkpoint = _internal_call and output_dir is not None

@@ -15,16 +15,34 @@ class CTCTrainer(UtteranceTrainer):
 
     The loss is the mean over the utterances of the global batch of CTC / |y| (see `losses.ctc_loss`), however that
     batch is split (see `UtteranceTrainer`). Evaluation keeps token ids, not logits.
+
+    Raises:
+        ValueError: a model whose blank, `config.pad_token_id`, is not the tokenizer's; in a step, labels beyond the
+            model's vocabulary.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.blank_id = self.model.config.pad_token_id
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        expected = getattr(tokenizer, "pad_token_id", None)
+        if expected is not None and expected != self.blank_id:
+            raise ValueError(
+                f"The CTC blank of the model, config.pad_token_id, is {self.blank_id}, and the tokenizer's is "
+                f"{expected} ({tokenizer.pad_token!r}): the model would learn one and be decoded with the other. Load "
+                "it with pad_token_id=processor.tokenizer.pad_token_id."
+            )
 
     def compute_utterance_terms(
         self, model: nn.Module, inputs: dict[str, Any]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         inner = self.unwrapped_model
+        largest = int(inputs["labels"].max())
+        if largest >= inner.config.vocab_size:
+            raise ValueError(
+                f"The labels hold token {largest}, and the model's vocabulary ends at {inner.config.vocab_size - 1}: "
+                "load it with vocab_size=len(processor.tokenizer), or make the labels with its own processor."
+            )
         frame_lengths = num_frames(inner, inputs["input_lengths"])
         model_inputs = {name: value for name, value in inputs.items() if name not in ("labels", "input_lengths")}
         # a checkpoint in half precision loads as such, and features come in float32

@@ -62,7 +62,7 @@ class DLDTrainer(CTCTrainer):
 
     Args:
         model: the student, a dynamic model of `hf_dld.models`, or a `PeftModel` around one: then only its adapters
-            and `modules_to_save` are trained, and checkpoints hold nothing else.
+            and `modules_to_save` are trained, and checkpoints hold nothing else. Or leave it out and give `model_init`.
         teacher: a CTC model with the same vocabulary and frame rate, which is frozen; or `"self"`: each step runs the
             full depth and one drawn depth, and the full depth's posteriors, detached, teach the drawn one (the full
             depth is then masked by SpecAugment like the rest of the step); or `"base"`, for a `PeftModel`: the weights
@@ -83,11 +83,12 @@ class DLDTrainer(CTCTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
-        args: DLDTrainingArguments,
+        model: PreTrainedModel | PeftModel | None = None,
+        args: DLDTrainingArguments | None = None,
         teacher: PreTrainedModel | PeftModel | str | None = None,
         **kwargs: Any,
     ):
+        args = DLDTrainingArguments() if args is None else args
         if isinstance(teacher, str) and teacher not in ("self", "base"):
             raise ValueError(f'teacher must be a model, "self", "base" or None; got {teacher!r}.')
         for name in ("kl_weight", "kl_weight_end"):
@@ -96,6 +97,24 @@ class DLDTrainer(CTCTrainer):
                     f"{name} is {getattr(args, name)}, but there is no teacher to compare with: pass teacher=, or "
                     f"{name}=0 for plain layer dropping."
                 )
+        if args.teacher_cache_dir is not None:
+            check_cacheable(teacher, kwargs.get("train_dataset"))
+        self.self_teaching, self.base_teaching = teacher == "self", teacher == "base"
+        self.teacher = teacher if isinstance(teacher, nn.Module) else None
+        if model is not None:
+            model = self.prepare_student(model, args)
+        super().__init__(model=model, args=args, **kwargs)
+        if self.teacher is not None:
+            # whole on every device, where the student may be sharded; FSDP would leave it on the CPU
+            self.teacher = self.accelerator.prepare_model(freeze(teacher), device_placement=True, evaluation_mode=True)
+        self.posterior_cache: PosteriorCache | None = None
+        self.evaluated_depth: int | None = None
+        self.equal_encoders: bool | None = None
+
+    def prepare_student(
+        self, model: PreTrainedModel | PeftModel, args: DLDTrainingArguments
+    ) -> PreTrainedModel | PeftModel:
+        """Check that the student can be trained so, before any weight is moved, and choose its batch statistics."""
         config = model.config
         if config.pruned_layers:
             raise ValueError(
@@ -103,42 +122,36 @@ class DLDTrainer(CTCTrainer):
                 "load it without prune_inactive_layers, or train it at its one depth with CTCTrainer."
             )
         self.num_layers = config.num_hidden_layers
-        # checked before any weight is moved: a wrong depth should cost seconds
         self.eval_depths = [check_num_active_layers(depth, self.num_layers) for depth in args.eval_depths or []]
         self.eval_depths = self.eval_depths or sorted({-(-self.num_layers * i // 3) for i in (1, 2, 3)})
-        if isinstance(teacher, nn.Module):
-            check_teacher(teacher, model)
-        elif teacher == "base":
+        if self.teacher is not None:
+            check_teacher(self.teacher, model)
+        elif self.base_teaching:
             check_base_teacher(model)
-        has_batch_norm = hasattr(model, "freeze_batch_norm")
+        if not hasattr(model, "freeze_batch_norm"):
+            return model
         if args.batch_norm is None:
             # means of 0 and variances of 1 normalise nothing, and a Conformer hardly learns so
-            args.batch_norm = "updated" if has_batch_norm and not has_statistics(model) else "frozen"
-        if args.batch_norm != "frozen" and isinstance(model, PeftModel) and has_batch_norm:
+            args.batch_norm = "frozen" if has_statistics(model) else "updated"
+        if args.batch_norm == "frozen":
+            model.freeze_batch_norm()
+        elif isinstance(model, PeftModel):
             raise ValueError(
                 f'batch_norm="{args.batch_norm}" gathers new running statistics in the base model, which a PeftModel '
                 'does not save with its adapters: use batch_norm="frozen".'
             )
-        if args.teacher_cache_dir is not None:
-            check_cacheable(teacher, kwargs.get("train_dataset"))
-        if args.batch_norm == "frozen" and has_batch_norm:
-            model.freeze_batch_norm()
-        elif args.batch_norm == "synchronized" and has_batch_norm:
+        elif args.batch_norm == "synchronized":
             if args.device.type in ("cpu", "mps"):
                 raise ValueError(
                     f'batch_norm="synchronized" is torch\'s SyncBatchNorm, which does not run on {args.device.type}: '
                     'use "frozen", which needs no synchronization, or "updated".'
                 )
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        super().__init__(model=model, args=args, **kwargs)
-        self.self_teaching, self.base_teaching = teacher == "self", teacher == "base"
-        self.teacher = None
-        if isinstance(teacher, nn.Module):
-            # whole on every device, where the student may be sharded; FSDP would leave it on the CPU
-            self.teacher = self.accelerator.prepare_model(freeze(teacher), device_placement=True, evaluation_mode=True)
-        self.posterior_cache: PosteriorCache | None = None
-        self.evaluated_depth: int | None = None
-        self.equal_encoders: bool | None = None
+        return model
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel | PeftModel:
+        """The student that `model_init` makes, for every trial of a search for hyperparameters."""
+        return self.prepare_student(super().call_model_init(trial), self.args)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in `transformers.Trainer`, after filling the cache of `args.teacher_cache_dir`."""
@@ -216,7 +229,7 @@ class DLDTrainer(CTCTrainer):
         """`kl_weight`, or its linear fade to `kl_weight_end` at the present step."""
         if self.args.kl_weight_end is None:
             return self.args.kl_weight
-        progress = self.state.global_step / max(self.state.max_steps - 1, 1)
+        progress = min(self.state.global_step / max(self.state.max_steps - 1, 1), 1.0)
         return self.args.kl_weight + progress * (self.args.kl_weight_end - self.args.kl_weight)
 
     def compute_terms(

@@ -50,12 +50,21 @@ class ResumableTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):
             return super().evaluation_loop(*args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # resumed from the last checkpoint of a run that ended within an epoch: Transformers would take one more
+            # step before it looks
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         self.guard.gradient_norm = super()._get_grad_norm(model, grad_norm)
         return self.guard.gradient_norm
 
     def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
+        # one spelling: the best checkpoint is found by comparing paths, and pathlib drops the "./" that os.path keeps
+        folder = os.path.normpath(super()._get_output_dir(trial))
         return os.path.join(folder, BESIDE) if self.writing_beside else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

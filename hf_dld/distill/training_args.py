@@ -66,6 +66,13 @@ class SpeechTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor is {self.label_smoothing_factor}, but it smooths the targets of "
                 "cross-entropies, and no loss here is one: leave it out."
             )
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must stay off: no model takes audio, and the collators need it.")
+        if self.neftune_noise_alpha is not None:
+            raise ValueError(
+                f"neftune_noise_alpha is {self.neftune_noise_alpha}, but it adds noise to the embeddings of tokens, "
+                "and models of speech have none: leave it out."
+            )
         if self.max_nonfinite_steps < 1:
             raise ValueError(f"max_nonfinite_steps must be at least 1; got {self.max_nonfinite_steps}.")
         if self.max_batch_seconds is not None and not self.max_batch_seconds > 0:

@@ -74,10 +74,13 @@ class _ErrorRate(evaluate.Metric):
 def asr_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
     """`compute_metrics` for the trainers of `hf_dld.distill`: `wer` and `cer` of greedy CTC decoding.
 
-    Takes predictions that are token ids, (utterances, frames), and labels, (utterances, tokens); -100 is padding.
+    Takes predictions that are token ids, (utterances, frames), and labels, (utterances, tokens); -100 is padding. The
+    result is empty where no utterance has a transcript, as in `Trainer.predict` on new speech.
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
+        if (prediction.label_ids < 0).all():
+            return {}
         tokens = np.where(prediction.predictions < 0, tokenizer.pad_token_id, prediction.predictions)
         predictions = tokenizer.batch_decode(tokens)
         references = [decode_labels(tokenizer, labels) for labels in prediction.label_ids]

@@ -90,5 +90,8 @@ def test_what_tells_runs_apart(tmp_path):
     assert run["data"] == {"dataset": "corpus"} and run["training"]["learning_rate"] == 5e-5
     watched = {"run_name": "mine", "disable_tqdm": True, "hub_model_id": "me/it", "hub_private_repo": True}
     assert describe("elsewhere", **watched) == run
+    assert describe(ignore_data_skip=True, data_seed=7) == run  # how a stream is resumed at once
+    with pytest.raises(ValueError, match="resume_from_checkpoint is 'x', but the same command goes on by itself"):
+        describe(resume_from_checkpoint="x")
     assert describe(learning_rate=1e-3) != run and describe(dataset="other") != run
     json.dumps(run)

@@ -1,5 +1,7 @@
 """CoLLDTrainer on tiny real models: what counts, for every pair, and that splitting or stopping changes nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -274,6 +276,14 @@ def test_heads_are_in_checkpoints_and_never_in_the_saved_student(tmp_path, datas
     assert Wav2Vec2FeatureExtractor.from_pretrained(tmp_path / "saved").sampling_rate == 16_000
     assert (tmp_path / "run" / "checkpoint-4" / "model.safetensors").exists()
     assert not (tmp_path / "run" / "checkpoint-4" / "config.json").exists(), "no one takes it for a model"
+
+
+def test_a_card_of_the_student(tmp_path, dataset):
+    trainer = make_trainer(tmp_path, dataset)
+    trainer.train()
+    trainer.create_model_card(model_name="mine")
+    assert "# mine" in (Path(trainer.args.output_dir) / "README.md").read_text()
+    assert trainer.model is not trainer.student
 
 
 def test_best_checkpoint(tmp_path, dataset):

@@ -188,10 +188,12 @@ def test_an_evaluation_that_is_cut_short(disturb):
     disturb(At("on_prediction_step", 3, interrupt), KeyboardInterrupt, eval_strategy="epoch")
 
 
-def test_the_best_checkpoint_is_found_under_its_name(tmp_path, processor, dataset):
+@pytest.mark.parametrize("spelling", ["run", "./run", "run//"])
+def test_the_best_checkpoint_is_found_under_its_name(tmp_path, monkeypatch, processor, dataset, spelling):
+    monkeypatch.chdir(tmp_path)
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.3}
-    trainer = make_trainer(tmp_path, processor, dataset, save_total_limit=1, **options, **best)
+    trainer = make_trainer(tmp_path, processor, dataset, output_dir=spelling, save_total_limit=1, **options, **best)
 
     class SaveAgain(TrainerCallback):
         def on_epoch_end(self, args, state, control, **_):
@@ -199,7 +201,7 @@ def test_the_best_checkpoint_is_found_under_its_name(tmp_path, processor, datase
 
     trainer.add_callback(SaveAgain())
     trainer.train()
-    run = tmp_path / "run"
+    run = Path("run")
     losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
     step = min(losses, key=losses.get)
     assert checkpoints(run) == [f"checkpoint-{step}"] and len(list(run.iterdir())) == 1

@@ -286,6 +286,73 @@ def test_teacher_is_frozen_and_stays_outside(tmp_path, processor, dataset):
     assert not any("teacher" in name for name in trainer.model.state_dict())
 
 
+def test_a_blank_that_is_not_the_tokenizers(tmp_path, processor, dataset):
+    """Transformers makes the tokenizer's the model's when training starts; the loss would go on with the other."""
+    model = make_dynamic("wavlm")
+    model.config.pad_token_id = 3
+    message = r"The CTC blank of the model, config.pad_token_id, is 3, and the tokenizer's is 0 \('<pad>'\)"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, processor, dataset, model=model, teacher=None, kl_weight=0.0)
+
+
+def test_labels_beyond_the_vocabulary(tmp_path, processor, dataset):
+    """torch's CTC reads past the row then, and makes a loss that looks like one."""
+    others = [{**example, "labels": [40, 57]} for example in dataset]
+    trainer = make_trainer(tmp_path, processor, others)
+    message = f"The labels hold token 57, and the model's vocabulary ends at {trainer.model.config.vocab_size - 1}"
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    with pytest.raises(ValueError, match=message):
+        trainer.evaluate()
+
+
+def test_a_student_made_by_model_init(tmp_path, processor, dataset):
+    """As a search for hyperparameters needs it: each training begins with a new one, checked and frozen alike."""
+    made = []
+
+    def model_init():
+        made.append(make_dynamic("conformer-relative", **NO_DROPOUT))
+        return made[-1]
+
+    states = []
+    trainer = DLDTrainer(
+        model_init=model_init,
+        teacher=make_stock("conformer-relative", **NO_DROPOUT),
+        args=arguments(tmp_path),
+        train_dataset=dataset,
+        data_collator=DataCollatorCTC(processor),
+        processing_class=processor,
+    )
+    for _ in range(2):
+        trainer.train()
+        states.append(weights(trainer))
+    assert len(made) == 3 and all(model.base_model.batch_norm_frozen for model in made)
+    assert_same(*states)
+    args = arguments(tmp_path, eval_depths=[9])
+    with pytest.raises(ValueError, match="num_active_layers"):
+        DLDTrainer(model_init=model_init, teacher="self", args=args)
+
+
+def test_speech_without_transcripts_is_predicted(tmp_path, processor, dataset):
+    trainer = make_trainer(tmp_path, processor, dataset)
+    untranscribed = [{"audio": example["audio"], "labels": None} for example in dataset]
+    output = trainer.predict(untranscribed)
+    assert not any("wer" in name for name in output.metrics)
+    assert (output.predictions == trainer.predict(dataset).predictions).all()
+
+
+def test_a_finished_run_that_is_resumed_takes_no_step(tmp_path, processor, dataset):
+    """One that ended within an epoch: it would learn once more, and its KL weight fade beyond its end."""
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "kl_weight_end": 0.0}
+    trainer = make_trainer(tmp_path, processor, dataset, **options)
+    trainer.train()
+    before = weights(trainer)
+    again = make_trainer(tmp_path, processor, dataset, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+    assert_same(before, weights(again))
+
+
 def test_untranscribed_speech_alone_trains_by_kl(tmp_path, processor, dataset):
     untranscribed = [{**example, "labels": []} for example in dataset]
     trainer = make_trainer(tmp_path, processor, untranscribed)
@@ -311,7 +378,7 @@ def test_a_student_without_statistics_gathers_them(tmp_path, processor, dataset)
     for variant, new, policy in (
         ("conformer-relative", DLDWav2Vec2ConformerForCTC(config), "updated"),
         ("conformer-relative", make_dynamic("conformer-relative"), "frozen"),
-        ("wavlm", make_dynamic("wavlm"), "frozen"),
+        ("wavlm", make_dynamic("wavlm"), None),  # which has none
     ):
         trainer = make_trainer(tmp_path, processor, dataset, variant, model=new)
         assert trainer.args.batch_norm == policy
@@ -535,6 +602,8 @@ class TestBadInput:
             ({"max_batch_seconds": 0.0}, "max_batch_seconds must be above 0.*; got 0.0"),
             ({"kl_temperature": 0.0}, "kl_temperature must be above 0.*; got 0.0"),
             ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1, but .* no loss here is one"),
+            ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha is 5.0, but .* models of speech have none"),
+            ({"remove_unused_columns": True}, "remove_unused_columns must stay off: no model takes audio"),
         ],
     )
     def test_impossible_options(self, tmp_path, option, message):
