@@ -20,10 +20,13 @@ import pytest
 import soundfile
 import torch
 from conftest import make_dynamic, make_stock
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCTC, pipeline
 
 from hf_dld import (
     CheckpointError,
+    CTCTrainer,
+    CTCTrainingArguments,
     DLDTrainer,
     DLDTrainingArguments,
     build_character_processor,
@@ -69,6 +72,12 @@ def trainer(folder: Path, teacher_options: dict, **options) -> None:
         teacher=make_stock("wavlm-stable", **teacher_options),
         args=DLDTrainingArguments(str(folder), use_cpu=True, **options),
     )
+
+
+def another_blank(folder):
+    model = make_dynamic("wavlm", pad_token_id=3)
+    arguments = CTCTrainingArguments(str(folder), use_cpu=True)
+    CTCTrainer(model=model, args=arguments, processing_class=build_character_processor(["abc"]))
 
 
 def not_audio(folder):
@@ -191,6 +200,19 @@ def pruned_layer(folder):
     pruned.set_active_layers(3)
 
 
+def no_feature_projection(folder):
+    weights = checkpoint(folder) / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(weights).items() if "feature_projection" not in name}
+    save_file(tensors, weights, {"format": "pt"})
+    AutoModelForCTC.from_pretrained(weights.parent)
+
+
+def export_without_a_head(folder):
+    model = checkpoint(folder)
+    make_dynamic("wavlm").base_model.save_pretrained(model)
+    export_static(model, folder / "out", 2)
+
+
 def export_over_something(folder):
     export_static(checkpoint(folder), folder / "model", 2)
 
@@ -263,6 +285,12 @@ CASES: list[tuple[str, str, Callable[[Path], str | None], str]] = [
         lambda folder: trainer(folder, {"conv_stride": (5, 8, 2)}),
         r"Teacher and student must have the same frame rate.*",
     ),
+    (
+        "a model whose blank is not the tokenizer's",
+        ERROR,
+        another_blank,
+        r"The CTC blank of the model, config.pad_token_id, is 3, and the tokenizer's is 0",
+    ),
     *(
         (
             f"`num_active_layers={count!r}`",
@@ -281,6 +309,12 @@ CASES: list[tuple[str, str, Callable[[Path], str | None], str]] = [
         r"2 tensors of another shape than its config.json",
     ),
     ("fewer layers than config.json says", ERROR, more_layers, r"lacks tensors of encoder layers \[4, 5\]"),
+    (
+        "no feature projection among the weights",
+        ERROR,
+        no_feature_projection,
+        r"lacks 4 tensors.*run with random values",
+    ),
     ("weights in a pickle", ERROR, weights_in_a_pickle, r"pytorch_model.bin, a pickle.*pass use_safetensors=False"),
     ("a checkpoint of a newer hf_dld", ERROR, newer_version, r"saved by hf_dld 9.1.0.*does not know its exit_layers"),
     ("a checkpoint without its tokenizer", ERROR, no_tokenizer, r"FOLDER/model has no tokenizer that can be loaded"),
@@ -291,6 +325,7 @@ CASES: list[tuple[str, str, Callable[[Path], str | None], str]] = [
         r"processor that can be loaded without running",
     ),
     ("a layer that was pruned", ERROR, pruned_layer, r"Layers \[0, 2, 3\] cannot run: \[2\] were pruned"),
+    ("an export of an encoder without a head", ERROR, export_without_a_head, r"FOLDER/model has no CTC head"),
     ("an export over something else", ERROR, export_over_something, r"FOLDER/model is there already and not an empty"),
     ("a full disk while saving", ERROR, full_disk, r"Could not save to FOLDER/model.*as they were: free some space"),
 ]

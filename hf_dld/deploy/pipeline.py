@@ -53,13 +53,11 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         parts = {"feature_extractor": feature_extractor, "tokenizer": tokenizer}
         missing = [name for name, part in parts.items() if part is None]
         if missing:
-            reason = why_not_loaded(model.name_or_path, missing[0])
             raise ValueError(
                 f"{model.name_or_path or type(model).__name__} has no {' and no '.join(missing)} that can be loaded, "
                 "and speech recognition needs both: save the model's processor beside it with "
-                f"processor.save_pretrained, or pass {' and '.join(f'{name}=' for name in missing)} to pipeline()"
-                f"{f' ({type(reason).__name__}: {reason})' if reason else ''}."
-            ) from reason
+                f"processor.save_pretrained, or pass {' and '.join(f'{name}=' for name in missing)} to pipeline()."
+            ) from why_not_loaded(model.name_or_path, missing[0])
         model = dynamic_where_trained(model)
         super().__init__(model, feature_extractor=feature_extractor, tokenizer=tokenizer, **kwargs)
 

@@ -100,10 +100,9 @@ def test_missing_layers(checkpoint):
 def test_why_a_part_of_the_processor_does_not_load(checkpoint):
     """Transformers' pipelines drop the reason where a part may be missing."""
     (checkpoint / "vocab.json").write_text("{broken")
-    with pytest.raises(
-        ValueError, match=rf"{checkpoint} has no tokenizer that can be loaded.*JSONDecodeError: Expecting"
-    ):
+    with pytest.raises(ValueError, match=f"{checkpoint} has no tokenizer that can be loaded") as raised:
         pipeline("automatic-speech-recognition", model=str(checkpoint))
+    assert isinstance(raised.value.__cause__, json.JSONDecodeError)
 
 
 @pytest.mark.parametrize(
