@@ -26,6 +26,7 @@ UPLOADED = {
     "configuration_dld.py",
     "depth.py",
     "depth_report.json",
+    "attention.py",
     "feature_encoder.py",
     "loading.py",
     "model.safetensors",
