@@ -250,8 +250,9 @@ def times_table(done: Finished) -> list[str]:
     header.append("CPU seconds to that, % of its")
     header += ["the same with the teacher's posteriors", "and with its training"]
     known = [f"{name}: {cost:.0f} s" for name, cost in done.teacher_costs.items()]
+    posteriors = " or ".join(f"{cost:.0f} s" for cost in done.posteriors_cpu_s.values()) or "not computed"
     note = f"The training of the teacher ({', '.join(known)}) is counted in the last column alone; its posteriors of "
-    note += f"the training split ({done.posteriors_cpu_s:.0f} s, once for all students) in the last two. Steps are "
+    note += f"the training split ({posteriors} on each machine, once for all students) in the last two. Steps are "
     note += "timed on the machine of most runs, and times compared on one."
     return [*table(header, rows, left=3), note, ""] if rows else []
 

@@ -86,7 +86,7 @@ def test_times_count_what_distillation_needs_beforehand(nothing_finished):
         train(reference, seed, 1.0, kl_weight=0.0)
         train(shipped, seed, 60.0 if seed == 0 else 1.0, machine="another" if seed == 2 else "one")
     done = finished.Finished(experiment)
-    assert done.posteriors_cpu_s == 60.0
+    assert done.posteriors_cpu_s == {"one": 60.0, "another": 1.0}
     assert finished.budget_ratios(done, shipped, "scratch", "step") == [1.0, 1.0, 1.0]
     for counted, expected in (("training", 1.0), ("posteriors", 1.6), ("teachers", 5.6)):
         assert finished.budget_ratios(done, shipped, "scratch", "cpu_s", counted) == pytest.approx([expected] * 2)
@@ -98,7 +98,7 @@ def test_errors_of_other_utterances_are_not_paired(nothing_finished):
 
     def transcribe(name: str, method: str, text: list[int]) -> None:
         stored = {"method": method, "start": "scratch", "seed": 0, "num_layers": 12, "teachers": {"strong": "be0e"}}
-        stored["before_training_cpu_s"] = 1.0
+        stored |= {"before_training_cpu_s": 1.0, "machine": "one"}
         (folder / f"{name}.json").write_text(json.dumps(stored))
         np.savez(folder / f"{name}.npz", text=np.array(text, np.uint32), word_errors_12=np.array([1, 2], np.uint8))
 
