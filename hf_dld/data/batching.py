@@ -2,12 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 BATCHES_PER_BUCKET = 4  # more mix the batches better, fewer leave less padding
+
+
+def longest_first(dataset: datasets.Dataset) -> np.ndarray:
+    """Indices (utterances,) by falling `input_length`, read as Arrow columns: no Python object for an utterance."""
+    column = dataset.select_columns("input_length").with_format("arrow")
+    lengths = [table["input_length"].to_numpy().astype(np.int32) for table in column.iter(100_000)]
+    return np.argsort(-np.concatenate(lengths or [np.empty(0, np.int32)]), kind="stable").astype(np.uint32)
 
 
 class SecondsBatchSampler(Sampler[list[int]]):

@@ -14,7 +14,7 @@ from ..models.modeling_dld import DynamicDepthModelMixin
 from .layer_features import collect_features, encoder_layers, map_layers
 from .losses import info_nce_loss, l1_cosine_loss
 from .masking import MaskedFrames, draw_masked_frames
-from .teacher import freeze
+from .teacher import freeze, num_encoder_frames
 from .training_args import CoLLDTrainingArguments
 from .utterance_trainer import UtteranceTrainer
 
@@ -244,14 +244,6 @@ def split_inputs(inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     for model_inputs in (student, teacher):
         model_inputs.pop("input_lengths", None)
     return student, teacher or student
-
-
-def num_encoder_frames(model: PreTrainedModel, input_lengths: Any) -> torch.Tensor:
-    """Frames that the encoder layers see of so many samples (or feature frames); an adapter after them is left out."""
-    encoder = model.base_model
-    # HuBERT has no adapter and no such argument
-    options = {"add_adapter": False} if getattr(encoder.config, "add_adapter", False) else {}
-    return torch.as_tensor(encoder._get_feat_extract_output_lengths(torch.as_tensor(input_lengths), **options))
 
 
 def check_student(student: PreTrainedModel) -> None:

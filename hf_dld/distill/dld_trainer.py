@@ -26,12 +26,12 @@ from .posterior_cache import (
     teacher_fingerprint,
 )
 from .teacher import (
+    batched_by,
     check_cacheable,
     check_teacher,
     equal_feature_encoders,
     freeze,
     has_frozen_feature_encoder,
-    ignores_padding,
     num_frames,
 )
 from .training_args import DLDTrainingArguments
@@ -186,6 +186,7 @@ class DLDTrainer(CTCTrainer):
             mixed_precision=self.accelerator.mixed_precision,
         )
         cache = PosteriorCache(Path(args.teacher_cache_dir) / fingerprint)
+        common = batched_by(teacher, processor)
         computed = fill_posterior_cache(
             cache,
             self.train_dataset,
@@ -195,7 +196,8 @@ class DLDTrainer(CTCTrainer):
             top=args.teacher_cache_top,
             temperature=args.kl_temperature,
             dtype=CACHE_DTYPES[args.teacher_cache_dtype],
-            batch_size=args.per_device_eval_batch_size if ignores_padding(teacher, processor) else 1,
+            batch_size=1 if common is None else args.per_device_eval_batch_size,
+            batched_by=common,
             rank=args.process_index,
             num_processes=args.world_size,
             num_workers=args.dataloader_num_workers,

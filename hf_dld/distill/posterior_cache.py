@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import datasets
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -25,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.audio import audio_key, audio_name
+from ..data.batching import longest_first
 from ..data.collator import DataCollatorCTC
 from ..whole_files import remove_unfinished, whole_file
 from .losses import truncate_posteriors
@@ -163,6 +165,7 @@ def fill_posterior_cache(
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float16,
     batch_size: int = 1,
+    batched_by: Callable[[int], int] | None = None,
     rank: int = 0,
     num_processes: int = 1,
     num_workers: int = 0,
@@ -171,20 +174,22 @@ def fill_posterior_cache(
 ) -> int:
     """Compute the posteriors of a dataset that the cache does not have yet.
 
-    By default each utterance is run alone, without padding: with group normalisation in the feature encoder, and in
-    every Conformer, the outputs depend on the padding, that is on the neighbours in a batch (see
-    `teacher.ignores_padding`). A kill loses the work of `shard_s` seconds at most.
+    By default each utterance is run alone: with group normalisation in the feature encoder, and in every Conformer,
+    the outputs depend on the padding, that is on the neighbours in a batch (see `teacher.batched_by`). A kill loses
+    the work of `shard_s` seconds at most.
 
     Args:
         cache: what is missing is written to its folder.
-        dataset: examples with `audio`, each reached by its index.
+        dataset: examples with `audio`, each reached by its index; a `datasets.Dataset` with the column `input_length`
+            is gone through from the longest to the shortest.
         processor: holds the feature extractor.
         teacher: called with the features, on the CPU; returns the frozen CTC model's `logits` (batch, frames, vocab).
         frames_of: from samples to frames.
         top: tokens of each frame to keep.
         temperature: of the posteriors.
         dtype: of the log-probabilities on disk.
-        batch_size: utterances that are run together, padded.
+        batch_size: utterances that are run together, padded, where `batched_by` of their samples is the same.
+        batched_by: default: all may be.
         rank, num_processes: this process does every `num_processes`-th utterance. All may write at the same time.
         num_workers: processes that decode.
         shard_s: a shard is written after so many seconds, or after a million frames.
@@ -194,7 +199,10 @@ def fill_posterior_cache(
         How many utterances were computed.
     """
     remove_unfinished(cache.folder)
-    share = Subset(dataset, range(rank, len(dataset), num_processes))
+    order: Sequence[int] = range(len(dataset))
+    if isinstance(dataset, datasets.Dataset) and "input_length" in dataset.column_names:
+        order = longest_first(dataset).tolist()
+    share = Subset(dataset, order[rank::num_processes])
     loader = DataLoader(
         share,
         batch_size=None,
@@ -205,7 +213,7 @@ def fill_posterior_cache(
     utterances = tqdm(loader, desc="Teacher posteriors", unit="utterance", disable=not progress_bar)
     pending: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     pending_frames, computed, started = 0, 0, time.monotonic()
-    for features in _batches_by_length(utterances, cache, batch_size):
+    for features in _batches_by_length(utterances, cache, batch_size, batched_by):
         frames = [int(frames_of(utterance["input_lengths"][0])) for utterance in features.values()]
         with torch.no_grad():
             logits = teacher(**_pad_features(list(features.values()))).logits
@@ -225,9 +233,16 @@ def fill_posterior_cache(
 
 
 def _batches_by_length(
-    utterances: Iterable[tuple[str, dict[str, torch.Tensor] | None]], cache: PosteriorCache, batch_size: int
+    utterances: Iterable[tuple[str, dict[str, torch.Tensor] | None]],
+    cache: PosteriorCache,
+    batch_size: int,
+    batched_by: Callable[[int], int] | None,
 ) -> Iterator[dict[str, dict[str, torch.Tensor]]]:
     """The features, by key, of utterances that the cache lacks, each once; a batch's are of about equal length."""
+
+    def samples(item: tuple[str, dict[str, torch.Tensor]]) -> int:
+        return item[1]["input_lengths"].item()
+
     seen: set[str] = set()
 
     def lacking() -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
@@ -238,9 +253,10 @@ def _batches_by_length(
 
     remaining = lacking()
     while chunk := list(islice(remaining, batch_size * (CHUNK_BATCHES if batch_size > 1 else 1))):
-        chunk.sort(key=lambda item: -item[1]["input_lengths"].item())
-        for start in range(0, len(chunk), batch_size):
-            yield dict(chunk[start : start + batch_size])
+        chunk.sort(key=samples, reverse=True)
+        for _, group in groupby(chunk, lambda item: batched_by(samples(item)) if batched_by else None):
+            while batch := dict(islice(group, batch_size)):
+                yield batch
 
 
 def _pad_features(utterances: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The frozen teacher: what makes a model fit to teach a student."""
 
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -90,15 +91,28 @@ def equal_feature_encoders(teacher: nn.Module, student: nn.Module) -> bool:
     )
 
 
-def ignores_padding(model: PreTrainedModel, processor: ProcessorMixin) -> bool:
-    """Whether an utterance's outputs are the same alone and padded, but for rounding.
+def batched_by(model: PreTrainedModel, processor: ProcessorMixin) -> Callable[[int], int] | None:
+    """What utterances must have in common, by their samples, to have the outputs in a batch that each has alone.
 
-    Group normalisation in a feature encoder is over all samples, and a Conformer's convolutions reach into the padding.
+    But for rounding. Attention that is masked needs nothing in common. A Conformer's convolutions reach into padded
+    frames, so there must be none: utterances of as many frames, whose padding is samples that no frame hears. `None`
+    where no batch is safe: group normalisation in a feature encoder is over all samples, padding included.
     """
-    masked = processor.feature_extractor.return_attention_mask
-    return masked and "wavlm" in model.config.model_type and model.config.feat_extract_norm == "layer"
+    if getattr(model.config, "feat_extract_norm", None) != "layer":
+        return None
+    if "wavlm" in model.config.model_type and processor.feature_extractor.return_attention_mask:
+        return lambda samples: 0
+    return lambda samples: int(num_encoder_frames(model, samples))
 
 
 def num_frames(model: PreTrainedModel, num_samples: Any) -> Any:
     """Frames that the model makes of so many samples (an integer or a tensor of them)."""
     return model._get_feat_extract_output_lengths(num_samples)
+
+
+def num_encoder_frames(model: PreTrainedModel, num_samples: Any) -> torch.Tensor:
+    """Frames that the encoder layers see of so many samples (or feature frames); an adapter after them is left out."""
+    encoder = model.base_model
+    # HuBERT has no adapter and no such argument
+    options = {"add_adapter": False} if getattr(encoder.config, "add_adapter", False) else {}
+    return torch.as_tensor(encoder._get_feat_extract_output_lengths(torch.as_tensor(num_samples), **options))

@@ -5,12 +5,12 @@ from itertools import islice
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from ..data import DataCollatorCTC
+from ..data.batching import longest_first
 
 CHUNK_BATCHES = 16
 
@@ -58,10 +58,3 @@ def _batches_in_order(dataset: Any, batch_size: int, rank: int) -> Iterator[list
     while chunk := list(islice(examples, CHUNK_BATCHES * batch_size)):
         chunk.sort(key=lambda example: -example["input_length"])
         yield from (chunk[start : start + batch_size] for start in range(0, len(chunk), batch_size))
-
-
-def longest_first(dataset: datasets.Dataset) -> np.ndarray:
-    """Indices (utterances,) by falling `input_length`, read as Arrow columns: no Python object for an utterance."""
-    column = dataset.select_columns("input_length").with_format("arrow")
-    lengths = [table["input_length"].to_numpy().astype(np.int32) for table in column.iter(100_000)]
-    return np.argsort(-np.concatenate(lengths or [np.empty(0, np.int32)]), kind="stable").astype(np.uint32)

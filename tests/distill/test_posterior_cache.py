@@ -75,13 +75,30 @@ def test_batches_give_the_posteriors_of_each_utterance_alone(tmp_path, processor
             torch.testing.assert_close(found.float(), expected.float(), rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize(("variant", "calls"), [("wavlm-stable", 3), ("wavlm", 12), ("conformer-relative", 12)])
-def test_a_teacher_that_hears_padding_runs_on_one_utterance_at_a_time(tmp_path, processor, dataset, variant, calls):
-    trainer = make_trainer(tmp_path, processor, dataset, variant, teacher_cache_dir=str(tmp_path / "cache"))
-    seen = []
-    trainer.teacher.register_forward_pre_hook(lambda *_: seen.append(1))
-    trainer.cache_teacher()
+@pytest.mark.parametrize("table", [True, False], ids=["table", "list"])
+@pytest.mark.parametrize(
+    ("variant", "calls"), [("wavlm-stable", 3), ("wavlm", 12), ("conformer-relative", 5), ("conformer-rotary", 12)]
+)
+def test_no_teacher_hears_the_padding_of_a_batch(tmp_path, processor, variant, calls, table):
+    """Of 12 utterances of 5 lengths in frames, and each of another one in samples, up to 4 are run together."""
+    noise = np.random.default_rng(1).standard_normal(6000).astype(np.float32)
+    lengths = [4040 + 320 * (index % 5) + 20 * (index // 5) for index in range(12)]
+    examples = [{"audio": noise[-length:], "labels": [3, 4], "input_length": length} for length in lengths]
+    if table:
+        examples = datasets.Dataset.from_list(examples).with_format("numpy", columns=["audio"], output_all_columns=True)
+    trainer = make_trainer(tmp_path, processor, examples, variant, teacher_cache_dir=str(tmp_path / "cache"))
+    frames = trainer.model._get_feat_extract_output_lengths(torch.tensor(lengths))
+    assert len(set(lengths)) == 12 and len(frames.unique()) == 5
+    teacher, seen = trainer.teacher, []
+    alone = PosteriorCache(tmp_path / "alone")
+    fill(alone, examples, processor, teacher, top=8)
+    teacher.register_forward_pre_hook(lambda *_: seen.append(1))
+    cache = trainer.cache_teacher()
     assert len(seen) == calls
+    for example in examples:
+        key = audio_key(example["audio"])
+        for expected, found in zip(alone[key], cache[key], strict=True):
+            torch.testing.assert_close(found.float(), expected.float(), rtol=1e-2, atol=1e-3)
 
 
 def test_an_interrupted_filling_goes_on(tmp_path, processor, dataset, teacher):
