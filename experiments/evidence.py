@@ -112,14 +112,16 @@ def read_experiment(path: str | Path) -> Experiment:
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of a YAML file; with `extends`, those of another one beside it where this one says nothing.
 
-    Its `methods` come after the other one's.
+    Its `methods` come after the other one's, which it leaves out where it gives them no options (`null`).
     """
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     extended = settings.pop("extends", None)
     if extended is None:
         return settings
     inherited = read_settings(path.parent / extended)
-    return {**inherited, **settings, "methods": inherited["methods"] | settings.get("methods", {})}
+    methods = inherited["methods"] | settings.get("methods", {})
+    methods = {name: options for name, options in methods.items() if options is not None}
+    return {**inherited, **settings, "methods": methods}
 
 
 def plan(experiment: Experiment) -> list[Run]:
@@ -173,7 +175,7 @@ class Stopwatch(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"cpu_s": self.cpu_s, "evaluations": self.evaluations}}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self.began = self.last = time.process_time()
+        self.last = time.process_time()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         now = time.process_time()
@@ -258,6 +260,36 @@ class Bench:
                 code.unlink()
         return folder
 
+    def posteriors_folder(self, name: str) -> Path:
+        """The folder of a teacher's posteriors of the training split, computed when it is not there yet.
+
+        What that took on this machine is stored beside the results. Another teacher's take as long.
+        """
+        folder = self.work / "posteriors" / name
+        if not folder.exists():
+            unfinished = folder.with_name(f"{name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)  # or it would have taken less
+            arguments = self.quiet({**self.experiment.training, "teacher_cache_dir": str(unfinished)})
+            trainer = self.trainer(
+                hf_dld.DLDTrainer,
+                self.fresh_model(1),
+                hf_dld.DLDTrainingArguments(**arguments),
+                self.splits["train"],
+                Stopwatch(),
+                teacher=self.static_teacher(name),
+            )
+            started = time.process_time()
+            trainer.cache_teacher()
+            where = environment()
+            file = RESULTS_DIR / self.experiment.name / "cost-of-posteriors.json"
+            known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            store(file, known | {where.pop("machine"): {"cpu_s": time.process_time() - started, **where}})
+            unfinished.rename(folder)
+        return folder
+
+    def static_teacher(self, name: str) -> Any:
+        return AutoModelForCTC.from_pretrained(self.teacher_folder(name)).to_static()
+
     def teacher_digest(self, name: str) -> str:
         with (self.teacher_folder(name) / "model.safetensors").open("rb") as weights:
             return hashlib.file_digest(weights, "sha256").hexdigest()[:12]
@@ -288,13 +320,11 @@ class Bench:
         if arguments.get("learning_rate") == "own":
             arguments["learning_rate"] = self.own_learning_rate(run, arguments)
         for name in teachers_of(run):
-            self.teacher_folder(name)  # trained before the clock of its student runs
+            self.teacher_folder(name)
         set_seed(run.seed)
-        started = time.process_time()
         model, stopwatch = self.make_student(run), Stopwatch()
         if kind != "cut":
             self.train(run, model, arguments, stopwatch)
-        trained_s = time.process_time() - started
         stem = RESULTS_DIR / self.experiment.name / run.name
         stem.parent.mkdir(parents=True, exist_ok=True)
         depths = [run.num_layers] if kind == "static" else self.experiment.depths
@@ -317,8 +347,6 @@ class Bench:
             **environment(),
             "threads": torch.get_num_threads(),
             "train_cpu_s": stopwatch.cpu_s,
-            "before_training_cpu_s": stopwatch.began - started if kind != "cut" else 0.0,
-            "all_cpu_s": trained_s,
             "evaluations": stopwatch.evaluations,
             "rates": reports,
         }
@@ -381,12 +409,11 @@ class Bench:
             if teacher == "self":
                 others["teacher"] = "self"
             elif arguments.get("kl_weight", 1.0) > 0:
-                folder = self.teacher_folder(teacher)
-                others["teacher"] = AutoModelForCTC.from_pretrained(folder).to_static()
+                others["teacher"] = self.static_teacher(teacher)
                 if "colld_weight" in run.options:
                     trainer_class, others["colld_weight"] = LayerwiseDLDTrainer, run.options["colld_weight"]
                 else:
-                    arguments["teacher_cache_dir"] = str(self.work / "teacher_cache")
+                    arguments["teacher_cache_dir"] = str(self.posteriors_folder(teacher))
             arguments["eval_depths"] = self.experiment.eval_depths or None
             args = hf_dld.DLDTrainingArguments(**arguments)
         self.trainer(trainer_class, model, args, train, stopwatch, **others).train()

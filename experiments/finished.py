@@ -53,13 +53,9 @@ class Finished:
                         f"{experiment.name}: {recipe} was trained with the learning rate {rate}, and errs least with "
                         f"{min(errors, key=errors.get)}: remove those runs, and train them anew."
                     )
-        # what the first student of the strong teacher on a machine took to compute its posteriors; those of the others
-        # cost as much, and the clock of their first students once held the teacher's training too
-        self.posteriors_cpu_s: dict[str, float] = {}
-        for run in self.runs:
-            if run["taught_by"] == ["strong"] and run["learns_from_posteriors"]:
-                known = self.posteriors_cpu_s.get(run["machine"], 0.0)
-                self.posteriors_cpu_s[run["machine"]] = max(known, run["before_training_cpu_s"])
+        posteriors = self.folder / "cost-of-posteriors.json"
+        costs = json.loads(posteriors.read_text(encoding="utf-8")) if posteriors.exists() else {}
+        self.posteriors_cpu_s: dict[str, float] = {machine: cost["cpu_s"] for machine, cost in costs.items()}
         self.num_layers = experiment.model_config["num_hidden_layers"]
         self.unit = experiment.judged_by
         self.heard: np.ndarray | None = None  # hashes of the test transcripts, of the first run that is looked at
@@ -141,5 +137,5 @@ def budget_ratios(
 def cpu_s_before(done: Finished, run: dict[str, Any], counted: Counted) -> float:
     """CPU seconds that a run needs before its own training."""
     learns = counted != "training" and run["learns_from_posteriors"]
-    posteriors = done.posteriors_cpu_s.get(run["machine"], 0.0) if learns else 0.0
+    posteriors = done.posteriors_cpu_s[run["machine"]] if learns else 0.0
     return posteriors + (sum(done.teacher_costs[name] for name in run["taught_by"]) if counted == "teachers" else 0.0)

@@ -138,21 +138,25 @@ def test_from_nothing_to_the_page(harness, corpus, monkeypatch, tmp_path, capsys
         results.page([experiment])
 
 
-def test_no_student_is_charged_for_the_training_of_its_teacher(harness, corpus, monkeypatch, tmp_path):
+def test_no_student_is_charged_for_its_teacher(harness, corpus, monkeypatch, tmp_path):
     evidence, _ = harness
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(EXPERIMENT | {"dataset": str(corpus)}))
-    make_student, begun = evidence.Bench.make_student, []
+    results, work = tmp_path / "results" / "tiny", tmp_path / "work" / "tiny"
+    begin, begun = evidence.Stopwatch.on_train_begin, []
 
-    def after_the_clock_started(bench, run):
-        begun.append(run.name)
-        for name in evidence.teachers_of(run):
-            assert (tmp_path / "results" / "tiny" / "teachers" / name / "config.json").exists()
-        return make_student(bench, run)
+    def on_train_begin(*args, **kwargs):
+        begun.append(
+            sorted(folder.name for part in (results / "teachers", work / "posteriors") for folder in part.glob("*"))
+        )
+        begin(*args, **kwargs)
 
-    monkeypatch.setattr(evidence.Bench, "make_student", after_the_clock_started)
+    monkeypatch.setattr(evidence.Stopwatch, "on_train_begin", on_train_begin)
     run(evidence, monkeypatch, path, "--only", "^dld-balanced-(shipped|better-teacher)-from-scratch")
-    assert len(begun) == 2
+    # the clock of each teacher starts, then that of its student
+    assert begun == [[], ["strong", "strong"], ["strong", "strong"], ["better", "better", "strong", "strong"]]
+    [cost] = json.loads((results / "cost-of-posteriors.json").read_text()).values()
+    assert cost["cpu_s"] > 0 and cost["commit"]
 
 
 @given(st.integers(-6, 6), st.integers(-6, 6))
@@ -187,12 +191,14 @@ def test_an_experiment_that_is_not_there(harness, monkeypatch, tmp_path, capsys)
     assert f"there is no file {tmp_path / 'gone.yaml'}; there are " in capsys.readouterr().err
 
 
-def test_an_experiment_adds_to_the_methods_of_another(harness, tmp_path):
+def test_an_experiment_adds_to_the_methods_of_another_and_leaves_some_out(harness, tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(EXPERIMENT | {"dataset": "outputs/gone"}))
-    added = {"extends": "base.yaml", "name": "more", "methods": {"one more": {"depth_sampling": "uniform"}}}
-    (tmp_path / "more.yaml").write_text(yaml.safe_dump(added))
+    methods = {"one more": {"depth_sampling": "uniform"}, "early exit": None}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump({"extends": "base.yaml", "name": "more", "methods": methods}))
     experiment = harness[0].read_experiment(tmp_path / "more.yaml")
-    assert experiment.name == "more" and experiment.methods == EXPERIMENT["methods"] | added["methods"]
+    assert experiment.name == "more" and "early exit" in EXPERIMENT["methods"]
+    assert experiment.methods.keys() == {*EXPERIMENT["methods"], "one more"} - {"early exit"}
+    assert experiment.methods["one more"] == {"depth_sampling": "uniform"}
 
 
 def test_nothing_is_added_to_what_a_lost_teacher_taught(harness, monkeypatch, tmp_path, capsys):
