@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .configuration_dld import DEPTH_ARGUMENTS
+from .configuration_dld import DEPTH_ARGUMENTS, DynamicDepthConfigMixin
 from .depth import is_count
 from .loading import check_loading, explained_errors
 
@@ -122,7 +122,8 @@ class DynamicDepthModelMixin:
         if isinstance(config, PreTrainedConfig):
             # no configuration is loaded, which would take the depth and make a dynamic one of a stock one
             depth = {name: kwargs.pop(name) for name in DEPTH_ARGUMENTS if name in kwargs}
-            if depth or type(config) is cls.config_class.stock_config_class:
+            config = cls.dynamic_config(config)
+            if depth:
                 config = cls.config_class.from_config(config, **depth)
         checkpoint, subfolder = pretrained_model_name_or_path, kwargs.get("subfolder", "")
         with explained_errors(checkpoint, subfolder, pickle_refused=use_safetensors is None):
@@ -137,6 +138,21 @@ class DynamicDepthModelMixin:
             )
         check_loading(checkpoint, loading, ignore_mismatched_sizes=ignore_mismatched_sizes)
         return (model, loading) if output_loading_info else model
+
+    @classmethod
+    def dynamic_config(cls, config: PreTrainedConfig) -> Any:
+        """`config` itself, or a dynamic one of its fields if it is the stock model's.
+
+        Raises:
+            TypeError: a configuration of another kind of model.
+        """
+        ours = cls.config_class
+        if isinstance(config, DynamicDepthConfigMixin) and config.model_type == ours.model_type:
+            return config
+        if not isinstance(config, ours.stock_config_class):
+            names = f"{ours.__name__} or {ours.stock_config_class.__name__}"
+            raise TypeError(f"{cls.__name__} is made from a {names}; got a {type(config).__name__}.")
+        return ours.from_config(config)
 
     def post_init(self) -> None:
         if self.config.pruned_layers:

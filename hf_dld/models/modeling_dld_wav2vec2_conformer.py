@@ -136,6 +136,7 @@ class DLDWav2Vec2ConformerModel(DLDWav2Vec2ConformerPreTrainedModel, Wav2Vec2Con
     stock_class = Wav2Vec2ConformerModel
 
     def __init__(self, config: DLDWav2Vec2ConformerConfig):
+        config = self.dynamic_config(config)
         with stock_layers(config, 0 if config.pruned_layers else config.num_hidden_layers):
             super().__init__(config)
         self.encoder = DLDWav2Vec2ConformerEncoder(config)
@@ -178,6 +179,7 @@ class DLDWav2Vec2ConformerForCTC(DLDWav2Vec2ConformerPreTrainedModel, Wav2Vec2Co
     stock_class = Wav2Vec2ConformerForCTC
 
     def __init__(self, config: DLDWav2Vec2ConformerConfig, target_lang: str | None = None):
+        config = self.dynamic_config(config)
         # not the stock constructor: it would build a stock encoder first, only to throw it away
         PreTrainedModel.__init__(self, config)
         self.wav2vec2_conformer = DLDWav2Vec2ConformerModel(config)

@@ -247,6 +247,7 @@ class DLDWavLMModel(DLDWavLMPreTrainedModel, WavLMModel):
     stock_class = WavLMModel
 
     def __init__(self, config: DLDWavLMConfig):
+        config = self.dynamic_config(config)
         with stock_layers(config, 0 if config.pruned_layers else config.num_hidden_layers):
             super().__init__(config)
         encoder_class = DLDWavLMEncoderStableLayerNorm if config.do_stable_layer_norm else DLDWavLMEncoder
@@ -272,6 +273,7 @@ class DLDWavLMForCTC(DLDWavLMPreTrainedModel, WavLMForCTC):
     stock_class = WavLMForCTC
 
     def __init__(self, config: DLDWavLMConfig, target_lang: str | None = None):
+        config = self.dynamic_config(config)
         # not the stock constructor: it would build a stock encoder first, only to throw it away
         PreTrainedModel.__init__(self, config)
         self.wavlm = DLDWavLMModel(config)

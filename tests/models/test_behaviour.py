@@ -412,6 +412,28 @@ def test_padding_is_not_attended_to(batch):
         torch.testing.assert_close(together, logits_of(model, alone, active_layers=layers), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("headless", [False, True])
+def test_a_model_is_made_of_the_stock_configuration_too(variant, headless):
+    stock, dynamic = make_stock(variant), make_dynamic(variant)
+    model_class = type(dynamic.base_model if headless else dynamic)
+    made = model_class(stock.config)
+    assert type(made.config) is type(dynamic.config) and type(stock.config) is not type(dynamic.config)
+    assert made.config.num_active_layers is None and made.num_active_layers == NUM_LAYERS
+    names = (dynamic.base_model if headless else dynamic).state_dict().keys()
+    assert made.state_dict().keys() == names
+
+
+@pytest.mark.parametrize("wrong", ["stock", "dynamic"])
+def test_a_model_of_another_kind_of_configuration(variant, wrong):
+    ours, theirs = make_dynamic(variant), "wavlm" if "conformer" in variant else "conformer-relative"
+    config = (make_stock if wrong == "stock" else make_dynamic)(theirs).config
+    name = type(ours.config).__name__
+    stock = name.removeprefix("DLD")
+    message = f"{type(ours).__name__} is made from a {name} or {stock}; got a {type(config).__name__}."
+    with pytest.raises(TypeError, match=message):
+        type(ours)(config)
+
+
 def test_vocabulary_size_is_needed():
     with pytest.raises(ValueError, match="A CTC model needs config.vocab_size"):
         make_dynamic("conformer-relative", vocab_size=None)
