@@ -66,10 +66,10 @@ seeds together: they hold for these seeds, whose spread stands beside them and i
 one thread and leave evaluations out. The time to layer dropping's final error is that after which the validation split,
 with the two depths that are looked at every 250 steps (200 of the commands), shows the error that layer dropping ends
 with there. Searches for a learning rate are in no time. A teacher's posteriors are computed once and serve all of its
-students: times are given without and with them. Between commits 51fdfb2 and 75c65b8 steps became a quarter cheaper, and
-from 22a60b1 on they ran on another processor, twice as fast, on which the same step took 85 to 111 ms in different
-hours; those of 9c2df32 and from 1890682 on are of a third, slower one. Times compare roughly, and on one processor;
-steps always.
+students: times are given without and with them, as measured on the machine of the runs. Between commits 51fdfb2 and
+75c65b8 steps became a quarter cheaper, and from 22a60b1 on they ran on another processor, twice as fast, on which the
+same step took 85 to 111 ms in different hours; those of 9c2df32 and from 1890682 on are of a third, slower one. Times
+compare roughly, and on one processor; steps always.
 """
 
 

@@ -4,17 +4,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import default_data_collator
 
+from ..data.collator import DataCollatorCTC
 from .losses import ctc_loss, frame_mask
 from .teacher import num_frames
-from .utterance_trainer import UtteranceTrainer
+from .utterance_trainer import UtteranceTrainer, lengths_in
 
 
 class CTCTrainer(UtteranceTrainer):
     """Trains a CTC model, stock or dynamic, on batches of `hf_dld.data.DataCollatorCTC`.
 
     The loss is the mean over the utterances of the global batch of CTC / |y| (see `losses.ctc_loss`), however that
-    batch is split (see `UtteranceTrainer`). Evaluation keeps token ids, not logits.
+    batch is split (see `UtteranceTrainer`). Evaluation keeps token ids, not logits. A processor that is the
+    `processing_class` gives the `data_collator` where there is none.
 
     Raises:
         ValueError: a model whose blank, `config.pad_token_id`, is not the tokenizer's; in a step, labels beyond the
@@ -23,6 +26,8 @@ class CTCTrainer(UtteranceTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.data_collator is default_data_collator and hasattr(self.processing_class, "feature_extractor"):
+            self.data_collator = DataCollatorCTC(self.processing_class)
         self.blank_id = self.model.config.pad_token_id
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         expected = getattr(tokenizer, "pad_token_id", None)
@@ -68,7 +73,7 @@ class CTCTrainer(UtteranceTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """The mean loss of a batch, the best token of each frame (batch, frames), -100 in padding, and the labels."""
         inputs = self._prepare_inputs(inputs)
-        num_rows = len(inputs["input_lengths"])
+        num_rows = len(lengths_in(inputs))
         inputs = self.without_repeats(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, logits = self.compute_loss(model, inputs, return_outputs=True)

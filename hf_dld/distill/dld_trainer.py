@@ -1,5 +1,6 @@
 """DLD, distillation-based layer dropping (arXiv 2601.16117), as a Trainer."""
 
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.utils import ModelOutput, logging
 
 from ..data.collator import on_model
 from ..models.depth import check_num_active_layers
+from ..models.modeling_dld import check_dynamic
 from .batch_norm import has_statistics
 from .ctc_trainer import CTCTrainer
 from .lora import adapters_off, check_base_teacher
@@ -73,6 +75,7 @@ class DLDTrainer(CTCTrainer):
         kwargs: as in `transformers.Trainer`.
 
     Raises:
+        TypeError: for a student that is no dynamic model with a CTC head.
         ValueError: for a teacher with another vocabulary, blank or frame rate; `"base"` where there are no adapters,
             or training would change what is under them; a weight for a KL without a teacher; an impossible depth in
             `eval_depths`; a student with pruned layers; a cache for no teacher model, or for a training set that is
@@ -115,6 +118,7 @@ class DLDTrainer(CTCTrainer):
         self, model: PreTrainedModel | PeftModel, args: DLDTrainingArguments
     ) -> PreTrainedModel | PeftModel:
         """Check that the student can be trained so, before any weight is moved, and choose its batch statistics."""
+        check_dynamic(model)
         config = model.config
         if config.pruned_layers:
             raise ValueError(
@@ -304,7 +308,8 @@ class DLDTrainer(CTCTrainer):
         self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """Evaluate `args.eval_depths`: `eval_wer_6` is the word error rate with 6 active layers, `eval_wer_mean` the
-        mean over these depths. `eval_loss` is that mean too, so that the best checkpoint can be chosen by it.
+        mean over these depths. `eval_loss` is that mean too, so that the best checkpoint can be chosen by it. What is
+        no number, or not there at every depth, has no mean.
 
         The predictions that come back are those of the last of the depths.
         """
@@ -319,8 +324,9 @@ class DLDTrainer(CTCTrainer):
                 self.evaluated_depth = None
             metrics |= {f"{name}_{depth}": value for name, value in output.metrics.items()}
         for name in output.metrics:
-            values = [metrics[f"{name}_{depth}"] for depth in self.eval_depths]
-            metrics[f"{name}_mean"] = sum(values) / len(values)
+            values = [metrics.get(f"{name}_{depth}") for depth in self.eval_depths]
+            if all(isinstance(value, Number) for value in values):
+                metrics[f"{name}_mean"] = sum(values) / len(values)
         if f"{metric_key_prefix}_loss_mean" in metrics:
             metrics[f"{metric_key_prefix}_loss"] = metrics.pop(f"{metric_key_prefix}_loss_mean")
         return output._replace(metrics=metrics)

@@ -7,6 +7,8 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..models.modeling_dld import check_dynamic
+
 ATTENTION_PROJECTIONS = {
     "dld_wavlm": ("q_proj", "k_proj", "v_proj", "out_proj"),
     "dld_wav2vec2_conformer": ("linear_q", "linear_k", "linear_v", "linear_out"),
@@ -33,6 +35,7 @@ def lora_config(
         modules_to_save: modules that are trained whole and saved with the adapters, such as a new `"lm_head"`.
 
     Raises:
+        TypeError: a model that is no dynamic one with a CTC head, whose attention's projections are not known.
         ValueError: a number out of its range, or a target that the model lacks.
     """
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
@@ -43,6 +46,7 @@ def lora_config(
     if not 0 <= lora_dropout < 1:
         raise ValueError(f"lora_dropout must be at least 0 and below 1; got {lora_dropout}.")
     if target_modules is None:
+        check_dynamic(model)
         target_modules = ATTENTION_PROJECTIONS[model.config.model_type]
     check_target_modules(model, target_modules)
     return LoraConfig(

@@ -58,6 +58,10 @@ class ResumableTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        # whether to save, with save_strategy="best": what ends training is to leave a checkpoint behind all the same
+        return super()._determine_best_metric(*args, **kwargs) or self.guard.reason is not None
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         self.guard.gradient_norm = super()._get_grad_norm(model, grad_norm)
         return self.guard.gradient_norm
@@ -85,11 +89,13 @@ class ResumableTrainer(Trainer):
         finally:
             self.writing_beside = False
         self.accelerator.wait_for_everyone()  # each process writes its random numbers
-        is_best = self.state.best_model_checkpoint == str(folder / BESIDE / name)
-        if is_best:
-            self.state.best_model_checkpoint = str(folder / name)
+        # super() looks for the best one beside this one alone, where others of this run do not lie
+        recorded = self.state.best_model_checkpoint
+        best = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best == folder / name or best.exists():
+            self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
-            if is_best:
+            if self.state.best_model_checkpoint != recorded:
                 self.state.save_to_json(str(folder / BESIDE / name / TRAINER_STATE_NAME))
             if (folder / name).exists():
                 os.replace(folder / name, folder / BESIDE / "replaced")

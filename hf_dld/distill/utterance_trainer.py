@@ -112,7 +112,7 @@ class UtteranceTrainer(ResumableTrainer, ABC):
         if isinstance(dataset, datasets.Dataset):
             durations_s = dataset["duration_s"]
         else:
-            durations_s = [example["duration_s"] for example in dataset]
+            durations_s = read_column(dataset, "duration_s")
         batches = SecondsBatchSampler(
             durations_s,
             args.max_batch_seconds,
@@ -157,7 +157,7 @@ class UtteranceTrainer(ResumableTrainer, ABC):
             )
         if isinstance(dataset, datasets.Dataset):
             return list(dataset[name])  # looked at several times an epoch, and a column reads every time: 1 ms
-        return [example[name] for example in dataset]
+        return read_column(dataset, name)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         """In the dataset's order, so that predictions can be laid beside it: the stock one groups by length too."""
@@ -193,7 +193,7 @@ class UtteranceTrainer(ResumableTrainer, ABC):
                 f"The checkpoints in {self.args.output_dir} are whole: repeat the command when the audio is back.",
                 error.reason,
             ) from error
-        utterances = torch.tensor(sum(len(batch["input_lengths"]) for batch in batches), device=device)
+        utterances = torch.tensor(sum(len(lengths_in(batch)) for batch in batches), device=device)
         return batches, self.accelerator.reduce(utterances, "sum")
 
     def forget_gradients(self) -> None:
@@ -215,7 +215,7 @@ class UtteranceTrainer(ResumableTrainer, ABC):
 
         With `return_outputs`, also what `compute_utterance_terms` returns beside the losses.
         """
-        num_utterances = len(inputs["input_lengths"])
+        num_utterances = len(lengths_in(inputs))
         names = inputs.pop(NAMES, [])
         terms, outputs = self.compute_utterance_terms(model, inputs)
         losses = terms.pop("loss")
@@ -299,3 +299,18 @@ class UtteranceTrainer(ResumableTrainer, ABC):
                 logs["padding"] = 1 - self.sum_over_processes(self.speech_since_log) / padded
             self.speech_since_log, self.padded_since_log = torch.tensor(0), torch.tensor(0)
         super().log(logs, start_time)
+
+
+def read_column(dataset: Any, name: str) -> list:
+    """A column of a training set that is not a table. It need not raise an `IndexError` behind its last example."""
+    return [dataset[index][name] for index in range(len(dataset))]
+
+
+def lengths_in(batch: dict[str, Any]) -> torch.Tensor:
+    """The samples (batch,) of each utterance without padding; `ValueError` if the collator did not say."""
+    if "input_lengths" not in batch:
+        raise ValueError(
+            f"A batch holds no input_lengths (batch,), which the losses need, only {[*batch]}: pass "
+            "data_collator=hf_dld.DataCollatorCTC(processor), or add the samples of each utterance to what yours makes."
+        )
+    return batch["input_lengths"]

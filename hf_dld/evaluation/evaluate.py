@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ..models.depth import LAYER_SELECTIONS, check_num_active_layers, select_layers
+from ..models.modeling_dld import check_dynamic
 from .batches import batch_policy
 from .cost import (
     COST_POLICY,
@@ -74,11 +75,13 @@ def evaluate_depths(
             Costs are those of the main process, while the others wait.
 
     Raises:
+        TypeError: for a model that is no dynamic one with a CTC head.
         ValueError: for an impossible argument, before anything is computed; for a dataset without a reference word; and
             for a streaming dataset whose utterances are not those that `cache_dir` has counted.
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()  # of a PeftModel: the adapters are in it
+    check_dynamic(model)
     selection = selection or model.config.layer_selection
     if depths is None and selection in LAYER_SELECTIONS:
         depths = model.config.present_depths(selection) or None  # if none is left, the first one's error says so

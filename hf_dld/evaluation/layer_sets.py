@@ -17,6 +17,7 @@ from ..data import DataCollatorCTC
 from ..data.collator import on_model
 from ..data.vocabulary import decode_labels
 from ..distill.losses import ctc_loss, kl_loss
+from ..models.modeling_dld import check_dynamic
 from .metrics import count_errors
 
 OBJECTIVES = ("ctc", "kl", "wer")
@@ -115,11 +116,7 @@ class LayerSetScorer:
         batch_size: int = 16,
         cache_gb: float = 2.0,
     ):
-        if not hasattr(model, "before_layers") or not hasattr(model, "lm_head"):
-            raise TypeError(
-                f"A {type(model).__name__} cannot run with some of its layers; load the checkpoint with "
-                "hf_dld.DLDWavLMForCTC or hf_dld.DLDWav2Vec2ConformerForCTC."
-            )
+        check_dynamic(model)
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {OBJECTIVES}; got {objective!r}.")
         for name, value in (("max_utterances", max_utterances), ("batch_size", batch_size)):

@@ -275,6 +275,20 @@ class DynamicDepthModelMixin:
         return f"active layers: {layers} ({self.num_active_layers} of {self.config.num_hidden_layers})"
 
 
+def check_dynamic(model: Any) -> None:
+    """Raise `TypeError` unless the model is a dynamic one with a CTC head, or a `PeftModel` around one."""
+    if not hasattr(model, "before_layers"):
+        problem = "cannot run with some of its layers"
+    elif not hasattr(model, "lm_head"):
+        problem = "has no CTC head"
+    else:
+        return
+    raise TypeError(
+        f"A {type(model).__name__} {problem}; load the checkpoint with hf_dld.DLDWavLMForCTC or "
+        "hf_dld.DLDWav2Vec2ConformerForCTC."
+    )
+
+
 def zero_padding(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """Set the frames of (batch, frames, hidden) that `attention_mask` (batch, frames) leaves out to 0."""
     if attention_mask is None:

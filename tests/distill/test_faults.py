@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_dynamic
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -208,6 +209,36 @@ def test_the_best_checkpoint_is_found_under_its_name(tmp_path, monkeypatch, proc
     state = json.loads((run / f"checkpoint-{step}" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(run / f"checkpoint-{step}")
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[step], rel=1e-4)
+
+
+def test_the_best_checkpoint_of_a_run_that_was_moved(tmp_path, processor, dataset):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    # the first step is the best: the others undo what it learnt
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "first_2", "greater_is_better": True}
+    options |= {**best, "save_total_limit": 2, "compute_metrics": lambda _: {"first": -trainer.state.global_step}}
+    trainer = make_trainer(tmp_path, processor, dataset, output_dir=str(tmp_path / "a"), max_steps=2, **options)
+    trainer.train()
+    first = load_file(tmp_path / "a" / "checkpoint-1" / "model.safetensors")
+    (tmp_path / "a").rename(tmp_path / "b")
+    trainer = make_trainer(tmp_path, processor, dataset, output_dir=str(tmp_path / "b"), max_steps=5, **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    assert sorted(checkpoints(tmp_path / "b")) == ["checkpoint-1", "checkpoint-5"]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "b" / "checkpoint-1")
+    state = json.loads((tmp_path / "b" / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "b" / "checkpoint-1")
+    assert_same(first, weights(trainer))
+
+
+def test_sigterm_where_only_the_best_is_saved(tmp_path, processor, dataset):
+    """Every step is evaluated and none after the first is better, so that none of them is saved otherwise."""
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best", "max_steps": 4}
+    options |= {"metric_for_best_model": "first_2", "greater_is_better": True}
+    options |= {"compute_metrics": lambda _: {"first": -trainer.state.global_step}}
+    trainer = make_trainer(tmp_path, processor, dataset, **options)
+    trainer.add_callback(At("on_step_begin", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(TrainingStopped):
+        trainer.train()
+    assert trainer.state.global_step == 2 and checkpoints(tmp_path / "run") == ["checkpoint-1", "checkpoint-2"]
 
 
 class NoNumbers:

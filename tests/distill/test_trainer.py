@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from peft import get_peft_model
 from transformers import TrainerCallback
 
+import hf_dld
 from hf_dld import (
     CTCTrainer,
     CTCTrainingArguments,
@@ -43,7 +44,9 @@ def arguments(tmp_path, **kwargs):
     return DLDTrainingArguments(**{"output_dir": str(tmp_path / "run"), **TRAINING, **kwargs})
 
 
-def make_trainer(tmp_path, processor, dataset, variant="wavlm-stable", teacher="stock", model=None, **kwargs):
+def make_trainer(
+    tmp_path, processor, dataset, variant="wavlm-stable", teacher="stock", model=None, compute_metrics=None, **kwargs
+):
     model = model or make_dynamic(variant, **NO_DROPOUT)
     if teacher == "stock":
         teacher = make_stock(variant, **NO_DROPOUT)
@@ -57,7 +60,7 @@ def make_trainer(tmp_path, processor, dataset, variant="wavlm-stable", teacher="
         eval_dataset=[example for example in dataset if example["labels"]],
         data_collator=DataCollatorCTC(processor),
         processing_class=processor,
-        compute_metrics=asr_metrics(processor.tokenizer),
+        compute_metrics=compute_metrics or asr_metrics(processor.tokenizer),
     )
 
 
@@ -662,6 +665,81 @@ def test_predictions_are_in_the_order_of_the_dataset(tmp_path, processor, datase
     labels = [row["labels"] for row in trainer.eval_dataset]
     assert [[token for token in row if token >= 0] for row in predicted.label_ids.tolist()] == labels
     assert len(predicted.predictions) == len(labels)
+
+
+class Endless(torch.utils.data.Dataset):
+    """Answers every index, and raises no `IndexError` behind the last example."""
+
+    def __init__(self, examples):
+        self.examples, self.read = examples, []
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        assert index < 3 * len(self), "read on and on"
+        return self.examples[index % len(self)]
+
+
+@pytest.mark.parametrize("options", [{"train_sampling_strategy": "group_by_length"}, {"max_batch_seconds": 2.0}])
+def test_a_dataset_that_answers_every_index(tmp_path, processor, dataset, options):
+    trainer = make_trainer(tmp_path, processor, dataset, max_steps=2, **options)
+    trainer.train_dataset = Endless(dataset)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("variant", ["wavlm-stable", "conformer-relative"])
+def test_a_stock_student_is_refused(tmp_path, processor, dataset, variant):
+    model = make_stock(variant)
+    message = f"A {type(model).__name__} cannot run with some of its layers; load the checkpoint with hf_dld.DLDWavLM"
+    for refuses in (
+        lambda: make_trainer(tmp_path, processor, dataset, model=model),
+        lambda: hf_dld.evaluate_depths(model, dataset, processor),
+        lambda: lora_config(model),
+    ):
+        with pytest.raises(TypeError, match=message):
+            refuses()
+    with pytest.raises(TypeError, match="A DLD.*Model has no CTC head; load the checkpoint with hf_dld.DLDWavLMForCTC"):
+        make_trainer(tmp_path, processor, dataset, model=make_dynamic(variant).base_model)
+
+
+def test_metrics_that_are_no_numbers(tmp_path, processor, dataset):
+    def compute_metrics(_):
+        found = {"wer": 0.1, "by_speaker": {"a": 1}, "note": "good"}
+        return found | ({"only_at_4": 2.0} if trainer.evaluated_depth == 4 else {"only_at_2": 1.0})
+
+    trainer = make_trainer(tmp_path, processor, dataset, eval_depths=[2, 4], compute_metrics=compute_metrics)
+    metrics = trainer.evaluate()
+    assert metrics["eval_wer_mean"] == pytest.approx(0.1) and metrics["eval_by_speaker_2"] == {"a": 1}
+    assert (
+        metrics["eval_note_4"] == "good" and metrics["eval_only_at_4_4"] == 2.0 and metrics["eval_only_at_2_2"] == 1.0
+    )
+    assert not {"eval_by_speaker_mean", "eval_note_mean", "eval_only_at_4_mean", "eval_only_at_2_mean"} & metrics.keys()
+
+
+def test_a_processor_gives_the_collator(tmp_path, processor, dataset):
+    options = {"model": make_dynamic("wavlm-stable", **NO_DROPOUT), "train_dataset": dataset}
+    trainer = CTCTrainer(
+        args=CTCTrainingArguments(**{"output_dir": str(tmp_path), **TRAINING}), processing_class=processor, **options
+    )
+    assert isinstance(trainer.data_collator, DataCollatorCTC)
+    trainer.train()
+    given = make_trainer(tmp_path, processor, dataset, max_steps=1)
+    assert given.data_collator.processor is processor
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_batches_that_do_not_tell_their_lengths(tmp_path, processor, dataset, phase):
+    def usual(examples):
+        batch = DataCollatorCTC(processor)(examples)
+        del batch["input_lengths"]
+        return batch
+
+    trainer = make_trainer(tmp_path, processor, dataset)
+    trainer.data_collator = usual
+    with pytest.raises(ValueError, match=r"A batch holds no input_lengths .*only \['input_values', .*: pass data_coll"):
+        getattr(trainer, phase)()
 
 
 def test_lengths_come_from_the_examples(tmp_path, processor, dataset):
