@@ -71,11 +71,11 @@ def run_export(args: argparse.Namespace) -> None:
     model = load_dynamic(args.checkpoint)
     for depth in depths:
         model.config.resolve_depth(depth)
+    batches = batch_norm_batches(args, model, processor) if args.batch_norm_dataset else None
     repositories: list[str | None] = [None] * len(depths)
     if args.push_to_hub:
         names = [f"{args.push_to_hub}-{depth}-layers" if several else args.push_to_hub for depth in depths]
         repositories = [create_repository(name, private=args.private) for name in names]
-    batches = batch_norm_batches(args, model, processor) if args.batch_norm_dataset else None
     for depth, folder, repo_id in zip(depths, folders, repositories, strict=True):
         export = export_static(model, folder, depth, processor=processor, batch_norm_batches=batches)
         print(
@@ -91,8 +91,10 @@ def run_export(args: argparse.Namespace) -> None:
 def batch_norm_batches(args: argparse.Namespace, model: Any, processor: Any) -> Iterable[dict[str, Any]]:
     """Batches of the corpus as the model takes them, read once and used for every depth."""
     from ..data import load_speech_dataset, prepare_dataset
+    from ..distill.batch_norm import norms_of
     from ..evaluation import length_sorted_batches
 
+    norms_of(model)
     dataset = load_speech_dataset(
         args.batch_norm_dataset,
         args.batch_norm_config,

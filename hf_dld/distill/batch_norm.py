@@ -14,6 +14,14 @@ def has_statistics(model: nn.Module) -> bool:
     return any(norm.running_mean.any() or (norm.running_var != 1).any() for norm in norms)
 
 
+def norms_of(model: nn.Module) -> list[nn.BatchNorm1d]:
+    """The batch normalisations of a model; `ValueError` if it has none."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    if not norms:
+        raise ValueError(f"{type(model).__name__} has no batch normalisation whose statistics could be estimated.")
+    return norms
+
+
 @torch.no_grad()
 def reestimate_batch_norm(model: PreTrainedModel, batches: Iterable[dict[str, Any]]) -> None:
     """Replace the running statistics of the layers that run now by their averages over some batches.
@@ -28,9 +36,7 @@ def reestimate_batch_norm(model: PreTrainedModel, batches: Iterable[dict[str, An
     Raises:
         ValueError: the model has no batch normalisation.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
-    if not norms:
-        raise ValueError(f"{type(model).__name__} has no batch normalisation whose statistics could be estimated.")
+    norms = norms_of(model)
     was_training = model.training
     model.eval()
     momenta = [norm.momentum for norm in norms]

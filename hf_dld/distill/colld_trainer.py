@@ -30,7 +30,7 @@ class StudentWithHeads(nn.Module):
 
     def __init__(self, student: PreTrainedModel, layers: list[int], target_size: int):
         super().__init__()
-        self.student = student
+        self.student, self.main_input_name = student, student.main_input_name
         width, dtype = student.config.hidden_size, student.dtype
         self.heads = nn.ModuleDict({str(index): nn.Linear(width, target_size, dtype=dtype) for index in layers})
 

@@ -71,23 +71,32 @@ class _ErrorRate(evaluate.Metric):
         )
 
 
-def asr_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
+def asr_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[..., dict[str, float]]:
     """`compute_metrics` for the trainers of `hf_dld.distill`: `wer` and `cer` of greedy CTC decoding.
 
-    Takes predictions that are token ids, (utterances, frames), and labels, (utterances, tokens); -100 is padding. The
-    result is empty where no utterance has a transcript, as in `Trainer.predict` on new speech.
+    Takes predictions that are token ids, (utterances, frames), and labels, (utterances, tokens); -100 is padding. With
+    `eval_do_concat_batches=False` they are lists, of a batch each. With `batch_eval_metrics=True` it is called for
+    every batch, and keeps its texts until the last. The result is empty where no utterance has a transcript, as in
+    `Trainer.predict` on new speech.
     """
+    predictions: list[str] = []
+    references: list[str] = []
+    labelled: list[bool] = []
 
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        if (prediction.label_ids < 0).all():
+    def compute(prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        tokens, labels = prediction.predictions, prediction.label_ids
+        batches = zip(tokens, labels, strict=True) if isinstance(labels, list) else [(tokens, labels)]
+        for batch_tokens, batch_labels in batches:
+            batch_tokens, batch_labels = np.asarray(batch_tokens), np.asarray(batch_labels)
+            predictions.extend(tokenizer.batch_decode(np.where(batch_tokens < 0, tokenizer.pad_token_id, batch_tokens)))
+            references.extend(decode_labels(tokenizer, row) for row in batch_labels)
+            labelled.append(bool((batch_labels >= 0).any()))
+        if not compute_result:
             return {}
-        tokens = np.where(prediction.predictions < 0, tokenizer.pad_token_id, prediction.predictions)
-        predictions = tokenizer.batch_decode(tokens)
-        references = [decode_labels(tokenizer, labels) for labels in prediction.label_ids]
-        return {
-            **WordErrorRate().compute(predictions=predictions, references=references),
-            **CharacterErrorRate().compute(predictions=predictions, references=references),
-        }
+        texts, known = {"predictions": predictions[:], "references": references[:]}, any(labelled)
+        for kept in (predictions, references, labelled):
+            kept.clear()
+        return {**WordErrorRate().compute(**texts), **CharacterErrorRate().compute(**texts)} if known else {}
 
     return compute
 

@@ -236,7 +236,8 @@ class DynamicDepthModelMixin:
         """The feature encoder's output, which the model takes in place of `input_values` (its mask stays the samples').
 
         It does not depend on the active layers: passes at several depths, and models with equal feature encoders, need
-        it only once.
+        it only once. With `labels` give an `attention_mask` too: the stock head takes the shape of what comes in for
+        that of samples.
 
         Args:
             input_values: (batch, samples).

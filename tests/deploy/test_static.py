@@ -171,6 +171,16 @@ def test_the_command_refuses_before_it_makes_a_repository(checkpoint, tmp_path, 
     assert set(hub.repositories) == before
 
 
+def test_the_command_looks_for_batch_norm_before_it_makes_a_repository(tmp_path, hub):
+    make_dynamic("wavlm").save_pretrained(tmp_path / "wavlm")
+    build_character_processor(["abcdefghi"]).save_pretrained(tmp_path / "wavlm")
+    before = set(hub.repositories)
+    command = ["export", str(tmp_path / "wavlm"), "--num_active_layers", "2", "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="DLDWavLMForCTC has no batch normalisation"):
+        main([*command, "--batch_norm_dataset", "gone", "--push_to_hub", "me/exported"])
+    assert set(hub.repositories) == before and not (tmp_path / "out").exists()
+
+
 def test_command_re_estimates_batch_norm(checkpoint, tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()

@@ -718,6 +718,16 @@ def test_metrics_that_are_no_numbers(tmp_path, processor, dataset):
     assert not {"eval_by_speaker_mean", "eval_note_mean", "eval_only_at_4_mean", "eval_only_at_2_mean"} & metrics.keys()
 
 
+@pytest.mark.parametrize("options", [{"eval_do_concat_batches": False}, {"batch_eval_metrics": True}])
+def test_metrics_of_batches_add_up(tmp_path, processor, dataset, options):
+    whole = make_trainer(tmp_path, processor, dataset, eval_depths=[2, 4]).evaluate()
+    trainer = make_trainer(tmp_path, processor, dataset, eval_depths=[2, 4], **options)
+    for _ in range(2):  # nothing of the first is left in the second
+        found = trainer.evaluate()
+        for name in ("eval_wer_2", "eval_cer_4", "eval_cer_mean"):
+            assert found[name] == whole[name]
+
+
 def test_a_processor_gives_the_collator(tmp_path, processor, dataset):
     options = {"model": make_dynamic("wavlm-stable", **NO_DROPOUT), "train_dataset": dataset}
     trainer = CTCTrainer(
