@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
 WRITING = ".writing-"
 ABANDONED_S = 86_400.0  # on another machine, whose processes cannot be seen
 
@@ -52,6 +54,21 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
                 raise
             for path in beside.iterdir():
                 os.replace(path, folder / path.name)
+
+
+@contextmanager
+def only_user_of(folder: Path, taken: str) -> Iterator[None]:
+    """Holds a lock on a folder, made when it is missing; `ValueError` with the message `taken` where another has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(taken) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_unfinished(folder: str | Path, recursive: bool = False) -> None:

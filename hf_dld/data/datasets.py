@@ -88,16 +88,25 @@ def _load_split(path: str | Path, name: str | None, split: str, columns, audio_r
     elif _looks_local(path):
         raise FileNotFoundError(f"no file or folder {source}")
     dataset = _load_with_datasets(str(path), name, split, streaming, revision, cache_dir)
-    features = dataset.features or dict.fromkeys(next(iter(dataset)))
+    features = dataset.features or _features_of(next(iter(dataset)))
     audio, text = columns(features, where=f"dataset {path}")
     chosen = {audio: "audio"} if text is None else {audio: "audio", text: "text"}
     if text is not None and getattr(features[text], "dtype", "string") not in ("string", "large_string"):
         raise ValueError(f"dataset {path}: column {text!r} holds {features[text]}, not text")
-    dataset = dataset.select_columns(list(chosen)).cast_column(
-        audio, _STORED_AUDIO if streaming else Audio(decode=False)
-    )
+    dataset, stored = dataset.select_columns(list(chosen)), _STORED_AUDIO if streaming else Audio(decode=False)
+    if getattr(features[audio], "dtype", None) in ("string", "large_string"):
+        # paths, which Arrow cannot cast to what is stored of audio
+        typed = Features({name: stored if name == audio else Value("string") for name in chosen})
+        dataset = dataset.map(lambda path: {audio: {"bytes": None, "path": path}}, input_columns=audio, features=typed)
+    else:
+        dataset = dataset.cast_column(audio, stored)
     dataset = dataset.rename_columns({old: new for old, new in chosen.items() if old != new})
-    return _check_paths(dataset, audio_root or source)
+    return _within_corpus(dataset, audio_root or source)
+
+
+def _features_of(row: dict) -> dict:
+    """What a stream of a text format does not say: which columns hold text."""
+    return {name: Value("string") if isinstance(value, str) else None for name, value in row.items()}
 
 
 def split_name(split: str) -> str:
@@ -153,8 +162,10 @@ def _looks_local(path: str | Path) -> bool:
 
 def _load_manifest(manifest: Path, split: str, columns, audio_root, streaming: bool, cache_dir: str | None):
     audio, text = columns(dict.fromkeys(manifest_columns(manifest)), where=str(manifest))
+    # the arguments are the key under which `datasets` keeps the rows, which hold absolute paths
+    manifest = Path(os.path.abspath(manifest))
     features = Features({"audio": _STORED_AUDIO} | ({"text": Value("string")} if text is not None else {}))
-    root = None if audio_root is None else Path(audio_root).expanduser()
+    root = None if audio_root is None else Path(os.path.abspath(Path(audio_root).expanduser()))
     arguments = {"manifest": manifest, "audio_column": audio, "text_column": text, "audio_root": root}
     if streaming:
         return datasets.IterableDataset.from_generator(
@@ -190,25 +201,28 @@ def _load_with_datasets(path: str, name, split: str, streaming: bool, revision, 
         raise type(error)(f"{error}; nor is there a file or folder {path} in {Path.cwd()}") from error
 
 
-def _check_paths(dataset: datasets.Dataset | datasets.IterableDataset, root: str | Path):
-    """Refuse audio that is not stored but named, unless it lies in the corpus or where `datasets` unpacks it."""
+def _within_corpus(dataset: datasets.Dataset | datasets.IterableDataset, root: str | Path):
+    """Make the paths of audio that is not stored but named absolute.
+
+    Refused, unless it lies in the corpus or where `datasets` unpacks it.
+    """
     folders = [str(Path(root).expanduser().absolute()), os.path.realpath(datasets.config.HF_DATASETS_CACHE)]
-    check = partial(_check_path, folders=folders)
+    absolute = partial(_absolute_path, folders=folders)
     if isinstance(dataset, datasets.IterableDataset):
-        return dataset.map(check, input_columns="audio", features=dataset.features)
-    for chunk in dataset.data.column("audio").chunks:
-        if chunk.field("bytes").null_count:
-            for audio in chunk.to_pylist():
-                check(audio)
+        return dataset.map(absolute, input_columns="audio", features=dataset.features)
+    named = [chunk for chunk in dataset.data.column("audio").chunks if chunk.field("bytes").null_count]
+    # a map writes all audio anew, which need not be where the paths are absolute already
+    if any(absolute(audio)["audio"] != audio for chunk in named for audio in chunk.to_pylist()):
+        return dataset.map(absolute, input_columns="audio", features=dataset.features)
     return dataset
 
 
-def _check_path(audio: dict, folders: list[str]) -> dict:
+def _absolute_path(audio: dict, folders: list[str]) -> dict:
     root, unpacked = folders
     path = audio["path"]
     if audio["bytes"] is None and path is not None and not real_path(path).startswith(f"{unpacked}{os.sep}"):
-        path_within(root, path, "dataset")
-    return {}  # nothing is changed
+        path = path_within(root, path, "dataset")
+    return {"audio": {**audio, "path": path}}
 
 
 def _pick_columns(

@@ -23,6 +23,7 @@ EXAMPLES_PER_REASON = 3
 UNKNOWN_CHARACTERS = "characters outside the vocabulary"
 NO_TRANSCRIPT = "no transcript"
 UNREADABLE_IN_A_ROW = 100  # files of a stream; no corpus is like that, a drive that is gone is
+ROWS_IN_MEMORY = 16  # of decoded audio, before they are written: 30 MB of utterances of 30 s
 _AUDIO_FEATURES = Features({"duration_s": Value("float64"), "input_length": Value("int64"), "problem": Value("string")})
 _DECODED_FEATURES = Features({**_AUDIO_FEATURES, "audio": Audio(decode=False)})
 _TEXT_FEATURES = Features({"labels": List(Value("int64")), "frames_needed": Value("int64"), "unknown": Value("string")})
@@ -221,6 +222,7 @@ def _measure(
         input_columns="audio",
         remove_columns="audio",
         features=_DECODED_FEATURES if decode_once else _AUDIO_FEATURES,
+        writer_batch_size=ROWS_IN_MEMORY if decode_once else None,
         num_proc=num_proc,
         desc="Reading audio",
     )

@@ -6,21 +6,25 @@ column for an index when a transcript has a comma too many. The standard library
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_ROWS_WITH_COLUMNS = 1000  # that are looked at for the names of columns
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 
 
 def manifest_columns(manifest: Path) -> list[str]:
-    """The column names: the header of a CSV or TSV file, the keys of the first JSON row."""
-    for _, row in _numbered_rows(manifest):
-        return list(row)
-    raise ValueError(f"{manifest}: no rows in this file")
+    """The column names: the header of a CSV or TSV file, the keys of the first JSON rows, which may lack some."""
+    columns = {name: None for _, row in islice(_numbered_rows(manifest), _ROWS_WITH_COLUMNS) for name in row}
+    if not columns:
+        raise ValueError(f"{manifest}: no rows in this file")
+    return list(columns)
 
 
 def manifest_rows(
@@ -105,7 +109,9 @@ def _unicode(text: str, where: str) -> str:
 
 
 def _text(text: Any, column: str, where: str) -> str | None:
-    if not isinstance(text, str | int | float | None):
+    if isinstance(text, float) and math.isnan(text):
+        return None  # pandas writes it where nothing is
+    if not isinstance(text, str | int | float | None) or isinstance(text, bool):
         raise ValueError(f"{where}: column {column!r} must hold text, it is {text!r}")
     return _unicode(str(text), where) if text is not None and str(text).strip() else None
 

@@ -25,12 +25,14 @@ from datasets import Audio, Features, Value
 from pyarrow import parquet
 from tqdm.auto import tqdm
 
-from ..whole_files import remove_unfinished, whole_file, write_whole_text
+from ..whole_files import only_user_of, remove_unfinished, whole_file, write_whole_text
 from .audio import AudioError, audio_bytes, audio_name, decode_audio, encode_flac
 from .datasets import load_speech_dataset, speech_splits, split_name
 from .filtering import NO_TRANSCRIPT, FilterReport, check_limits, duration_problem, size_and_time
 from .transcripts import check_text_rules, rewrite_transcript
 
+LOUDEST = 1.5  # resampling overshoots a little; what is far beyond 1 is on another scale, and FLAC would be all clipped
+TOO_LOUD = "samples far beyond [-1, 1], which FLAC cannot hold"
 STATE, DATA, REPORT = ".prepare", "data", "prepare_report"
 MEASURED_HZ = 16_000  # where no rate is chosen
 # rows that a reader gets at once, and a writer holds: as many as `datasets` takes for audio, or as fit in so many bytes
@@ -163,13 +165,40 @@ def prepare_corpus(
         load_speech_dataset, source, name, revision=revision, audio_column=audio_column, text_column=text_column,
         audio_root=audio_root, transcribed=transcribed,
     )  # fmt: skip
-    corpora = {split_name(split): load(split=split) for split in splits or speech_splits(source, name)}
+    splits = splits or speech_splits(source, name)
+    _check_names(splits)
+    corpora = {split_name(split): load(split=split) for split in splits}
     output = Path(output)
+    _check_free(output)
+    with only_user_of(output / STATE, f"another process is preparing a corpus in {output}"):
+        return _prepare(corpora, output, settings, num_proc, progress_bar)
+
+
+def _check_free(output: Path) -> None:
+    if (output / STATE / "settings.json").exists() or not output.exists():
+        return
+    if not output.is_dir() or any(path.name != STATE for path in output.iterdir()):
+        raise ValueError(f"{output} is there and holds no prepared corpus; choose another output folder.")
+
+
+def _check_names(splits: Sequence[str]) -> None:
+    names = [split_name(split) for split in splits]
+    same = [split for split, name in zip(splits, names, strict=True) if names.count(name) > 1]
+    if same:
+        raise ValueError(
+            f"The splits {', '.join(same)} would have one name, {split_name(same[0])}: rename one, or prepare them "
+            "into folders of their own."
+        )
+
+
+def _prepare(
+    corpora: dict[str, datasets.Dataset], output: Path, settings: Settings, num_proc: int, progress_bar: bool
+) -> dict[str, SplitReport]:
     _claim(output, settings)
     for split, dataset in corpora.items():
         shards = [
-            _Shard(output, split, number, range(start, min(start + shard_utterances, len(dataset))))
-            for number, start in enumerate(range(0, len(dataset), shard_utterances))
+            _Shard(output, split, number, range(start, min(start + settings.shard_utterances, len(dataset))))
+            for number, start in enumerate(range(0, len(dataset), settings.shard_utterances))
         ]
         progress = tqdm(total=len(shards), desc=f"Preparing {split}", unit="shard", disable=not progress_bar)
         with progress:
@@ -228,8 +257,6 @@ def _claim(output: Path, settings: Settings) -> None:
         if different:
             changes = ", ".join(f"{name}: {earlier.get(name)!r} then, {wanted[name]!r} now" for name in different)
             raise ValueError(f"{output} was prepared with other settings ({changes}); choose another output folder.")
-    elif output.exists() and (not output.is_dir() or any(path.name != STATE for path in output.iterdir())):
-        raise ValueError(f"{output} is there and holds no prepared corpus; choose another output folder.")
     else:
         write_whole_text(file, json.dumps(wanted, indent=2) + "\n")
 
@@ -326,6 +353,8 @@ def _prepare_row(row: dict[str, Any], settings: Settings) -> dict[str, Any]:
     if problem:
         raise AudioError(f"{name}: {problem}", problem)
     if settings.sampling_rate_hz is not None:
+        if max(samples.max(), -samples.min()) > LOUDEST:
+            raise AudioError(f"{name}: {TOO_LOUD}", TOO_LOUD)
         content, name = encode_flac(samples, rate_hz), str(Path(name).with_suffix(".flac"))
     prepared = {"audio": {"bytes": content, "path": name}, "text": text, "duration_s": duration_s}
     return {key: value for key, value in prepared.items() if key != "text" or settings.transcribed}

@@ -14,6 +14,7 @@ from transformers.pipelines.automatic_speech_recognition import rescale_stride
 from ..data.audio import decode_audio
 from ..evaluation.latency import LatencyModel, calibrate_latency, check_latency_budget
 from ..models import DYNAMIC_CLASSES
+from ..models.feature_encoder import samples_of_a_frame
 
 TASK = "automatic-speech-recognition"
 _CALIBRATING = threading.Lock()  # threads that did it at once would measure each other
@@ -169,14 +170,6 @@ class DLDAutomaticSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
         audio_s = samples / self.feature_extractor.sampling_rate
         depth = self.latency_model.deepest(audio_s, latency_budget_s / utterances)
         return self.model.config.resolve_active_layers(num_active_layers=depth)
-
-
-def samples_of_a_frame(config: Any) -> int:
-    """The samples that the convolutions of the feature encoder need to make a frame; of fewer they make an error."""
-    samples = 1
-    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-        samples = (samples - 1) * stride + kernel
-    return samples
 
 
 def dynamic_where_trained(model: Any) -> Any:

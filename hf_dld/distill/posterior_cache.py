@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..data.audio import audio_key, audio_name
 from ..data.batching import longest_first
 from ..data.collator import DataCollatorCTC
+from ..fingerprints import hash_weights
 from ..whole_files import remove_unfinished, whole_file
 from .losses import truncate_posteriors
 
@@ -141,16 +142,15 @@ def teacher_fingerprint(teacher: PreTrainedModel, processor: ProcessorMixin, **s
     """A hash of what decides the posteriors besides the audio: tensors, both configurations and the settings.
 
     Args:
-        teacher: its class, configuration and every tensor of its state count; its name or folder does not.
+        teacher: its class, configuration, every tensor of its state and which adapters are on count; its name or folder
+            does not.
         processor: its feature extractor's configuration counts.
         settings: whatever else, JSON values.
     """
     config = {name: value for name, value in teacher.config.to_dict().items() if name != "_name_or_path"}
     facts = [type(teacher).__name__, config, processor.feature_extractor.to_dict(), settings]
     digest = blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, tensor in sorted(teacher.state_dict().items()):
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    hash_weights(digest, teacher)
     return digest.hexdigest()
 
 
@@ -221,6 +221,11 @@ def fill_posterior_cache(
         token_dtype = torch.int16 if logits.shape[-1] <= 2**15 else torch.int32
         log_probs, tokens = log_probs.to("cpu", dtype), tokens.to("cpu", token_dtype)
         for row, (key, count) in enumerate(zip(features, frames, strict=True)):
+            if log_probs[row, :count].isnan().any():
+                raise ValueError(
+                    f"The teacher's posteriors of an utterance of {count} frames (key {key}) are not numbers; it "
+                    f"computes in {logits.dtype}: try float32. Those written before are kept."
+                )
             # copies: of a part of a tensor, safetensors would refuse to be given the whole
             pending[key] = log_probs[row, :count].clone(), tokens[row, :count].clone()
         pending_frames, computed = pending_frames + sum(frames), computed + len(features)

@@ -18,6 +18,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data import DataCollatorCTC, decode_labels
 from ..data.collator import on_model
+from ..data.filtering import size_and_time
+from ..fingerprints import hash_weights
 from ..whole_files import whole_file
 from .batches import batch_policy, example_batches
 from .layer_sets import run_layer_sets
@@ -145,7 +147,7 @@ def count_at_depths(
 def _utterance_rows(examples: list[dict[str, Any]], references: list[str]) -> np.ndarray:
     rows = np.zeros(len(examples), UTTERANCE)
     rows["text"] = [zlib.crc32(" ".join(text.split()).encode()) for text in references]
-    rows["audio"] = [_audio_checksum(example["audio"]) for example in examples]
+    rows["audio"] = [audio_checksum(example["audio"]) for example in examples]
     rows["input_length"] = [example["input_length"] for example in examples]
     for unit in ("word", "character"):
         rows[f"{unit}s"] = count_errors(references, references, unit)[1]
@@ -159,13 +161,14 @@ def _error_rows(texts: list[str], references: list[str]) -> np.ndarray:
     return rows
 
 
-def _audio_checksum(audio: Any) -> int:
-    """Of the stored bytes or samples, or else of the path."""
+def audio_checksum(audio: Any) -> int:
+    """Of the stored bytes or samples, or else of the file's path, size and time of last change."""
     if isinstance(audio, Mapping):
         found = (audio[key] for key in ("bytes", "array", "raw", "path") if audio.get(key) is not None)
         audio = next(found, "")
-    content = audio if isinstance(audio, bytes) else str(audio).encode() if isinstance(audio, str | Path) else None
-    return zlib.crc32(np.ascontiguousarray(audio).tobytes() if content is None else content)
+    if isinstance(audio, str | Path):
+        audio = f"{audio}{size_and_time(str(audio))}".encode()
+    return zlib.crc32(audio if isinstance(audio, bytes) else np.ascontiguousarray(audio).tobytes())
 
 
 def _another_dataset(counts: ErrorCounts, detail: str) -> ValueError:
@@ -176,7 +179,7 @@ def _another_dataset(counts: ErrorCounts, detail: str) -> ValueError:
 
 
 def evaluation_key(model: PreTrainedModel, dataset: Any, processor: ProcessorMixin, batch_size: int) -> str:
-    """A hash of all that error counts depend on: weights, configuration, processor, batches, and the dataset.
+    """A hash of all that error counts depend on: weights, adapters, configuration, processor, batches and dataset.
 
     The dataset is known by the fingerprint that `datasets` keeps of its files and transformations. A streamed one has
     none: its utterances are compared one by one instead.
@@ -195,9 +198,7 @@ def evaluation_key(model: PreTrainedModel, dataset: Any, processor: ProcessorMix
         "dataset": getattr(dataset, "_fingerprint", None),
     }
     digest = blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    hash_weights(digest, model)
     return digest.hexdigest()
 
 

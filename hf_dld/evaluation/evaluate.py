@@ -3,19 +3,20 @@
 import math
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ..models.depth import LAYER_SELECTIONS, check_num_active_layers, select_layers
 from ..models.modeling_dld import check_dynamic
+from ..whole_files import only_user_of
 from .batches import batch_policy
 from .cost import (
     COST_POLICY,
@@ -95,6 +96,8 @@ def evaluate_depths(
     ):
         if value < least:
             raise ValueError(f"{argument}={value!r} must be at least {least}")
+    if isinstance(dataset, datasets.Dataset) and not any(map(len, dataset["labels"])):
+        raise _nothing_to_compare(len(dataset))
     layer_sets = {depth: choose_layer_sets(model.config, depth, selection, draws, seed) for depth in depths}
     was_training = model.training
     model.eval()
@@ -137,7 +140,8 @@ def _count(
     rank, num_processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     if num_processes > 1:
         folder = folder / f"part-{rank}-of-{num_processes}"
-    with _only_user_of(folder):
+    # two evaluations would append to the same files
+    with only_user_of(folder, f"another process is evaluating this model on this dataset, in {folder}"):
         counts = ErrorCounts(folder, sorted(sets))  # in an order that all processes agree on
         count_at_depths(model, dataset, processor, counts, batch_size, rank, num_processes)
     return counts if num_processes == 1 else join_counts(counts, joined, batch_size)
@@ -173,19 +177,8 @@ def _check_depths(depths: Sequence[int] | None, num_layers: int) -> list[int]:
     return checked
 
 
-@contextmanager
-def _only_user_of(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder of counts: two evaluations would append to the same files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another process is evaluating this model on this dataset, in {folder}") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _nothing_to_compare(references: int) -> ValueError:
+    return ValueError(f"no word in any of the {references} references: there is nothing to compare with")
 
 
 def _rates(
@@ -193,7 +186,7 @@ def _rates(
 ) -> DepthReport:
     words, characters = (int(counts.utterances.read()[unit].sum(dtype=np.int64)) for unit in ("words", "characters"))
     if not words:
-        raise ValueError(f"no word in any of the {counts.done} references: there is nothing to compare with")
+        raise _nothing_to_compare(counts.done)
     report = DepthReport("", "", counts.done, words, "", characters=characters, confidence=CONFIDENCE)
     for depth, sets in layer_sets.items():
         rates, intervals = {}, {}

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..data.collator import on_model
 from ..models.depth import check_num_active_layers
+from ..models.feature_encoder import samples_of_a_frame
 from .cost import describe_conditions, forward_seconds
 
 # Lengths that are measured, as shares of the longest: more where short audio bends the curve
@@ -85,8 +86,12 @@ def calibrate_latency(
     Takes about as long as transcribing 75 s of audio with one layer and with all, for `max_audio_s=30`, and a few
     seconds more. The model is left as it came, and the number of threads is the one that is set.
     """
-    if not (math.isfinite(max_audio_s) and max_audio_s > 0):
-        raise ValueError(f"max_audio_s={max_audio_s!r} must be a finite number above 0")
+    least_s = samples_of_a_frame(model.config) / sampling_rate_hz / min(_SHARES)
+    if not (math.isfinite(max_audio_s) and max_audio_s >= least_s):
+        raise ValueError(
+            f"max_audio_s={max_audio_s!r} must be a finite number of at least {least_s:.3g} s, so that the shortest of "
+            "the lengths that are timed makes a frame"
+        )
     total = model.config.num_hidden_layers
     depths = sorted({1, total})
     points = [(depth, max_audio_s * share) for share in _SHARES for depth in depths]

@@ -2,17 +2,17 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from ..fingerprints import hash_weights
 from ..models.depth import check_depth_schedule, check_num_hidden_layers, select_layers
 from ..whole_files import write_whole_text
+from .error_counts import audio_checksum
 from .layer_sets import LayerSetScorer, SearchCost
 from .stored import parse, read_json
 
@@ -122,7 +122,7 @@ def search_depth_schedule(
     beams: list[Beam] = []
     if resume_file is not None:
         search = {"objective": objective, "beam_size": beam_size, **options}
-        search |= {"utterances": _utterances_hash(scorer), "weights": _weights_hash(model)}
+        search |= {"utterances": _utterances_hash(scorer, processor), "weights": _weights_hash(model)}
         if Path(resume_file).exists():
             beams, scorer.cost = _read_progress(Path(resume_file), search)
     for count in range(num_layers - len(beams), 0, -1):
@@ -173,16 +173,18 @@ def _read_progress(path: Path, search: dict[str, Any]) -> tuple[list[Beam], Sear
     return beams, cost
 
 
-def _utterances_hash(scorer: LayerSetScorer) -> str:
-    lengths: Sequence[int] = scorer.dataset["input_length"]
-    labels = scorer.dataset["labels"]
-    content = [(index, lengths[index], list(labels[index] or [])) for index in scorer.indices]
-    return sha256(json.dumps(content).encode()).hexdigest()[:16]
+def _utterances_hash(scorer: LayerSetScorer, processor: ProcessorMixin) -> str:
+    """Of what the model hears and what was said."""
+    content: list[Any] = [processor.feature_extractor.to_dict()]
+    for index in scorer.indices:
+        example = scorer.dataset[index]
+        content.append(
+            (index, example["input_length"], list(example["labels"] or []), audio_checksum(example["audio"]))
+        )
+    return sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
 
 
 def _weights_hash(model: PreTrainedModel) -> str:
     digest = sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    hash_weights(digest, model)
     return digest.hexdigest()[:16]

@@ -1,11 +1,20 @@
 """The convolutions before the encoder, which at few active layers cost more than the encoder itself."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from .pieces import in_pieces, is_traced, piece_length
+
+
+def samples_of_a_frame(config: Any) -> int:
+    """The samples that the convolutions of the feature encoder need to make a frame; of fewer they make an error."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
 
 
 def overwrite(

@@ -161,6 +161,47 @@ def test_tables_that_name_files_elsewhere(tmp_path, write_audio, streaming):
         next(iter(load_speech_dataset(tmp_path / "hub", streaming=streaming)))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["struct", "string", "csv"])
+def test_tables_that_name_files_by_relative_paths(tmp_path, write_audio, monkeypatch, kind, streaming):
+    """They are relative to the corpus, not to where the program runs, where another file has the same name."""
+    write_audio("corpus/clips/a.wav", duration_s=0.5)
+    write_audio("elsewhere/clips/a.wav", duration_s=0.25)
+    path, root = "clips/a.wav", tmp_path / "corpus"
+    if kind == "csv":
+        (root / "train.csv").write_text(f"path,sentence\n{path},ONE\n")
+    else:
+        audio = {"bytes": None, "path": path} if kind == "struct" else path
+        stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+        features = {"audio": stored if kind == "struct" else datasets.Value("string"), "text": datasets.Value("string")}
+        rows = {"audio": [audio], "text": ["ONE"]}
+        Dataset.from_dict(rows, datasets.Features(features)).to_parquet(root / "train.parquet")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    row = next(iter(load_speech_dataset(root, streaming=streaming)))
+    assert row["audio"]["path"] == str(root / path) and row["text"] == "ONE"
+    assert decode_audio(row["audio"], 16_000).shape == (8000,)
+
+
+def test_a_manifest_that_was_moved(tmp_path, write_audio, monkeypatch):
+    """Given by a relative path, it is not found again in the cache with the paths of where it was."""
+    write_audio("project/corpus/a.wav")
+    (tmp_path / "project/corpus/metadata.csv").write_text("file_name,transcription\na.wav,ONE\n")
+    monkeypatch.chdir(tmp_path / "project")
+    load_speech_dataset("corpus")
+    (tmp_path / "project").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    [row] = load_speech_dataset("corpus")
+    assert row["audio"]["path"] == str(tmp_path / "moved/corpus/a.wav")
+
+
+def test_transcripts_that_pandas_did_not_find(tmp_path):
+    rows = '{"audio": "a.wav"}\n{"audio": "b.wav", "text": NaN}\n{"audio": "c.wav", "text": "ONE"}\n'
+    (tmp_path / "m.jsonl").write_text(rows)
+    assert names_and_texts(load_speech_dataset(tmp_path / "m.jsonl")) == [
+        ("a.wav", None), ("b.wav", None), ("c.wav", "ONE"),
+    ]  # fmt: skip
+
+
 def test_archives_that_unpack_to_more_than_there_is_room_for(tmp_path):
     with zipfile.ZipFile(tmp_path / "clips.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.wav", bytes(10_000_000))
@@ -216,6 +257,7 @@ def test_an_absolute_path_inside_the_corpus_is_fine(tmp_path, write_audio):
         ("m.jsonl", '{"audio": ' + "1" * 5000, "m.jsonl, row 1: not JSON .*4300 digits"),
         ("m.jsonl", '{"audio": "\\ud800.wav", "text": "A"}', "m.jsonl, row 1: '.ud800.wav' is not Unicode text"),
         ("m.jsonl", '{"audio": "a.wav", "text": ["A"]}', "row 1: column 'text' must hold text, it is .'A'"),
+        ("m.jsonl", '{"audio": "a.wav", "text": true}', "row 1: column 'text' must hold text, it is True"),
         ("m.csv", "audio,text\n" + "a" * 200_000, r"m.csv, line 2: not a table \(field larger than field limit"),
         (
             "m.csv",

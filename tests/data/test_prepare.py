@@ -20,6 +20,7 @@ from hf_dld.data import (
     speech_splits,
 )
 from hf_dld.data.filtering import UNREADABLE_IN_A_ROW
+from hf_dld.whole_files import only_user_of
 
 GOOD = [(f"good{index}.wav", f"WORD {index}", 0.3 + 0.05 * index) for index in range(5)]
 BAD = [("tiny.wav", "NO", 0.01), ("gone.wav", "NO", None), ("silent.wav", "", 0.5), ("long.wav", "NO", 3.0)]
@@ -99,6 +100,34 @@ def test_split_folders_that_datasets_has_no_name_for(write_corpus, tmp_path):
     reports = prepare_corpus(corpus, tmp_path / "out", progress_bar=False)
     assert list(reports) == ["dev_clean"], "prepared, it is named as datasets can"
     assert len(load_speech_dataset(tmp_path / "out", split="dev_clean")) == 2
+
+
+def test_splits_of_one_name(write_corpus, tmp_path):
+    write_corpus(GOOD[:2], "corpus/dev-clean")
+    corpus = write_corpus(GOOD[2:4], "corpus/dev_clean")
+    with pytest.raises(ValueError, match="The splits dev-clean, dev_clean would have one name, dev_clean: rename one"):
+        prepare_corpus(corpus, tmp_path / "out", progress_bar=False)
+    assert not (tmp_path / "out").exists()
+    assert list(prepare_corpus(corpus, tmp_path / "out", ["dev-clean"], progress_bar=False)) == ["dev_clean"]
+
+
+def test_two_at_once(prepared, tmp_path):
+    with only_user_of(tmp_path / "out" / ".prepare", "taken"):
+        with pytest.raises(ValueError, match="another process is preparing a corpus in .*out"):
+            prepared()
+        assert not (tmp_path / "out" / "data").exists()
+    assert prepared()["train"].counts.kept == 5
+
+
+def test_samples_on_another_scale(write_corpus, tmp_path):
+    corpus = write_corpus([*GOOD[:2], ("loud.wav", "LOUD", 0.5)])
+    wave = np.sin(np.arange(8000) * 0.1)
+    soundfile.write(corpus / "train" / "loud.wav", 20_000 * wave, 16_000, subtype="FLOAT")
+    soundfile.write(corpus / "train" / "good0.wav", 1.1 * wave, 16_000, subtype="FLOAT")
+    report = prepare_corpus(corpus, tmp_path / "flac", sampling_rate_hz=16_000, progress_bar=False)["train"]
+    reason = "samples far beyond [-1, 1], which FLAC cannot hold"
+    assert report.refused == [["train/loud.wav", reason]] and report.counts.kept == 2
+    assert prepare_corpus(corpus, tmp_path / "as_they_are", progress_bar=False)["train"].counts.kept == 3
 
 
 def test_the_report(prepared, corpus, tmp_path, capsys):

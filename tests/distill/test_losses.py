@@ -82,6 +82,17 @@ def test_kl_gradients_reach_the_student_only():
     torch.testing.assert_close(student.grad[0], expected, atol=1e-6, rtol=1e-4)
 
 
+def test_a_token_that_the_teacher_rules_out_weighs_nothing():
+    student, teacher = torch.randn(2, 3, VOCAB, requires_grad=True), torch.randn(2, 3, VOCAB)
+    lengths = torch.tensor([3, 2])
+    teacher[..., 2] = -torch.inf
+    loss = kl_loss(student, teacher, lengths)
+    torch.testing.assert_close(loss, kl_loss(student, teacher.clamp(min=-1e4), lengths))
+    loss.sum().backward()
+    expected = (student[0].softmax(-1) - teacher[0].softmax(-1)) / 3
+    torch.testing.assert_close(student.grad[0], expected, atol=1e-6, rtol=1e-4)
+
+
 def test_unknown_direction():
     with pytest.raises(ValueError, match="kl_direction must be one of .*'forward', 'reverse'.*; got 'sideways'"):
         kl_loss(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.tensor([1]), direction="sideways")

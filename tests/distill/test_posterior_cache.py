@@ -11,10 +11,11 @@ import pytest
 import soundfile
 import torch
 from conftest import make_dynamic, make_stock
+from peft import get_peft_model
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from hf_dld import DataCollatorCTC, DLDTrainer
+from hf_dld import DataCollatorCTC, DLDTrainer, lora_config
 from hf_dld.data.audio import audio_key
 from hf_dld.distill.losses import truncate_posteriors
 from hf_dld.distill.posterior_cache import (
@@ -160,6 +161,29 @@ def test_the_fingerprint_changes_with_what_changes_the_posteriors(processor, tea
     extractor = type(processor.feature_extractor)(do_normalize=False, return_attention_mask=True)
     seen.add(teacher_fingerprint(teacher, SimpleNamespace(feature_extractor=extractor), **settings))
     assert len(seen) == 5
+
+
+def test_the_fingerprint_changes_with_the_adapters_that_are_on(processor):
+    model = get_peft_model(make_dynamic("wavlm-stable"), lora_config(make_dynamic("wavlm-stable"), r=2))
+    on = teacher_fingerprint(model, processor)
+    with model.disable_adapter():
+        assert teacher_fingerprint(model, processor) != on
+    assert teacher_fingerprint(model, processor) == on
+
+
+def test_posteriors_that_are_no_numbers_are_not_kept(tmp_path, processor, dataset, teacher):
+    calls = []
+
+    def breaks_at_the_third(**inputs):
+        calls.append(1)
+        output = teacher(**inputs)
+        output.logits[0, 1] = float("nan") if len(calls) == 3 else output.logits[0, 1]
+        return output
+
+    breaks_at_the_third._get_feat_extract_output_lengths = teacher._get_feat_extract_output_lengths
+    with pytest.raises(ValueError, match=r"posteriors of an utterance of .* frames .key .* are not numbers; .*float32"):
+        fill(PosteriorCache(tmp_path), dataset, processor, breaks_at_the_third, shard_s=0)
+    assert len(calls) == 3 and len(PosteriorCache(tmp_path).shards) == 2
 
 
 @pytest.mark.parametrize(("direction", "sampling"), [("forward", "selection"), ("reverse", "sandwich")])

@@ -3,10 +3,14 @@
 import weakref
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import NUM_LAYERS, VARIANTS, make_dynamic
+from peft import get_peft_model
+from peft.tuners.lora import LoraLayer
 
 import hf_dld
 from hf_dld.data import decode_labels
@@ -171,6 +175,55 @@ def test_the_cache_of_something_else_is_not_used(make_dataset, processor, tmp_pa
     for another, detail in ((make_dataset(4, seed=1), "0 to 2 are others"), (shorter, "2 utterances instead of 4")):
         with pytest.raises(ValueError, match=f"not the one that the cache counted .*{detail}.*another cache_dir"):
             evaluate_depths(model, another.to_iterable_dataset(), processor, [2], **options)
+
+
+def test_adapters_that_are_switched_off_or_scaled_are_evaluated_anew(dataset, processor, tmp_path):
+    model = get_peft_model(make_dynamic("wavlm-stable"), hf_dld.lora_config(make_dynamic("wavlm-stable"), r=2))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    options = {"cache_dir": tmp_path, **UNTIMED}
+
+    def rates():
+        kept = evaluate_depths(model, dataset, processor, [4], **options)
+        assert kept == evaluate_depths(model, dataset, processor, [4], **UNTIMED)
+        return kept.rows[0].cer
+
+    found = [rates()]
+    with model.disable_adapter():
+        found.append(rates())
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling["default"] *= 3
+    found.append(rates())
+    assert found[0] != found[1] and len(list(tmp_path.iterdir())) == 3
+
+
+def test_audio_of_a_stream_that_changed_is_not_taken_for_what_it_was(dataset, processor, tmp_path):
+    def write(seed):
+        noise = np.random.default_rng(seed).uniform(-0.5, 0.5, (3, 4000))
+        for index, samples in enumerate(noise):
+            soundfile.write(tmp_path / f"{index}.wav", samples, 16_000)
+
+    rows = [{"audio": {"path": str(tmp_path / f"{index}.wav"), "bytes": None}, "input_length": 4000, "labels": [3, 4]}
+            for index in range(3)]  # fmt: skip
+    stream, model = datasets.Dataset.from_list(rows).to_iterable_dataset(), make_dynamic("wavlm-stable")
+    options = {"cache_dir": tmp_path / "cache", **UNTIMED}
+    write(0)
+    evaluate_depths(model, stream, processor, [4], **options)
+    evaluate_depths(model, stream, processor, [4], **options)
+    write(1)
+    with pytest.raises(ValueError, match="not the one that the cache counted .*0 to 3 are others"):
+        evaluate_depths(model, stream, processor, [4], **options)
+
+
+def test_a_dataset_without_transcripts_is_refused_before_anything_is_computed(dataset, processor):
+    model = make_dynamic("wavlm-stable")
+    passes, _ = count_passes(model)
+    silent = dataset.remove_columns("labels").add_column("labels", [[]] * len(dataset))
+    with pytest.raises(ValueError, match="no word in any of the 7 references: there is nothing to compare with"):
+        evaluate_depths(model, silent, processor, **UNTIMED)
+    assert not passes
 
 
 def test_random_subsets(dataset, processor):

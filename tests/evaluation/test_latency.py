@@ -71,10 +71,12 @@ def test_calibration_of_a_real_model(dtype):
 
 
 def test_careless_arguments():
+    with pytest.raises(ValueError, match="max_audio_s=0.3 must be a finite number of at least 0.309 s, so that"):
+        calibrate_latency(make_dynamic("wavlm"), max_audio_s=0.3)
     for audio_s in (0, -1, float("inf")):
         with pytest.raises(ValueError, match="must be a finite number above 0"):
             MODEL.predict(1, audio_s)
-        with pytest.raises(ValueError, match="max_audio_s=.* must be a finite number above 0"):
+        with pytest.raises(ValueError, match="max_audio_s=.* must be a finite number of at least 0.309 s"):
             calibrate_latency(make_dynamic("wavlm"), max_audio_s=audio_s)
         with pytest.raises(ValueError, match="latency_budget_s=.* must be a finite number of seconds above 0"):
             MODEL.deepest(1.0, audio_s)

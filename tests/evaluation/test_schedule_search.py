@@ -318,6 +318,12 @@ def test_progress_of_another_search_is_not_taken(dataset, tmp_path):
         search_depth_schedule(model, dataset, PROCESSOR, "kl", resume_file=file)
     with pytest.raises(ValueError, match=r"another search \(utterances: "):
         search_depth_schedule(model, make_rows(4), PROCESSOR, resume_file=file)
+    louder = [{**row, "audio": 0.5 * row["audio"] + 0.1} for row in dataset]
+    with pytest.raises(ValueError, match=r"another search \(utterances: "):
+        search_depth_schedule(model, Rows(louder), PROCESSOR, resume_file=file)
+    plain = build_character_processor(["abcdefghi"], do_normalize=False)
+    with pytest.raises(ValueError, match=r"another search \(utterances: "):
+        search_depth_schedule(model, dataset, plain, resume_file=file)
     with pytest.raises(ValueError, match=r"another search \(weights: "):
         search_depth_schedule(randomize(model), dataset, PROCESSOR, resume_file=file)
     for text in ("{", "{}", "[]"):
