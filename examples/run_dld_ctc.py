@@ -36,6 +36,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, HfAr
 
 import hf_dld
 from hf_dld.data import FilterReport, load_processor, load_speech_dataset, prepare_dataset, training_stream
+from hf_dld.data.datasets import public_name
 from hf_dld.deploy import create_repository, push_to_hub, write_model_card
 from hf_dld.deploy.model_card import CARD_FILE, check_facts, is_own_card
 from hf_dld.distill.checkpoints import claim_output_dir, describe_run, last_complete_checkpoint, save_whole
@@ -505,7 +506,13 @@ def make_student(model_args: ModelArguments, teacher: str | None, processor: Any
 
 
 def report_depths(
-    model: Any, processor: Any, test: Any, teacher: str | None, args: Any, accelerator: Accelerator
+    model: Any,
+    processor: Any,
+    test: Any,
+    data_args: DataArguments,
+    teacher: str | None,
+    args: Any,
+    accelerator: Accelerator,
 ) -> str | None:
     """Evaluate the student, and the teacher merely cut, at every depth; write JSON, a table and a plot.
 
@@ -525,6 +532,8 @@ def report_depths(
             accelerator=accelerator,
         )
         if accelerator.is_main_process:
+            report.dataset, report.dataset_config = public_name(data_args.dataset), data_args.dataset_config
+            report.split = data_args.test_split
             report.to_json(output_dir / f"{stem}.json")
         return report
 
@@ -648,7 +657,7 @@ def main() -> None:
         trainer.accelerator.wait_for_everyone()
         model = student_class(args.output_dir).from_pretrained(args.output_dir).to(args.device)
     before = model_args.student if teacher == "base" else teacher
-    table = report_depths(model, processor, splits["test"], before, args, trainer.accelerator)
+    table = report_depths(model, processor, splits["test"], data_args, before, args, trainer.accelerator)
 
     if trainer.is_world_process_zero():
         print(table)

@@ -61,6 +61,7 @@ def run_report(args: argparse.Namespace) -> None:
     from transformers import AutoConfig
 
     from ..data import load_processor, load_speech_dataset, prepare_dataset
+    from ..data.datasets import public_name
     from ..evaluation import evaluate_depths, plot_depths
     from ..models import DYNAMIC_CLASSES
     from ..models.depth import check_num_active_layers
@@ -106,6 +107,8 @@ def run_report(args: argparse.Namespace) -> None:
         cache_dir=args.cache_dir or default_cache_dir(args),
         errors_path=output / f"{stem}.errors.npz",
     )
+    report.dataset, report.dataset_config = public_name(args.dataset), args.dataset_config
+    report.split = args.split
     report.to_json(output / f"{stem}.json")
     report.to_csv(output / f"{stem}.csv")
     write_whole_text(output / f"{stem}.md", report.to_markdown())

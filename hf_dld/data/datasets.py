@@ -109,6 +109,12 @@ def _features_of(row: dict) -> dict:
     return {name: Value("string") if isinstance(value, str) else None for name, value in row.items()}
 
 
+def public_name(source: str | Path) -> str:
+    """A Hub id as it is; of a local path the end alone, which says nothing about its owner's folders."""
+    path = Path(source)
+    return path.name if path.is_absolute() else "/".join(path.parts[-2:])
+
+
 def split_name(split: str) -> str:
     """What `datasets` may call the split of a folder: `dev_clean` that of `dev-clean`, which is no name to it."""
     return re.sub(r"[^\w.]", "_", split)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 
+from ..data.datasets import public_name
 from ..distill.checkpoints import RUN_FILE
 from ..evaluation import DepthReport, compare_markdown
 from ..models import DYNAMIC_CLASSES
@@ -72,6 +74,8 @@ def make_model_card(
     if report is not None:
         _check_report(report, config, folder)
     teacher_report = _read_report(folder / TEACHER_REPORT_FILE)
+    if report is None or teacher_report is None or not report.is_of_the_dataset_of(teacher_report):
+        teacher_report = None  # rates of another test set do not compare
 
     present = ModelCard.load(folder / CARD_FILE).data if (folder / CARD_FILE).exists() else ModelCardData()
     name = repo_id or present.model_name or folder.resolve().name
@@ -177,23 +181,35 @@ def _sampling_rate_hz(folder: Path) -> int | None:
     return (processor or _read_json(folder / "preprocessor_config.json")).get("sampling_rate")
 
 
-def _public_name(source: str) -> str:
-    """A Hub id as it is; of a local path the end alone, which says nothing about its owner's folders."""
-    path = Path(source)
-    return path.name if path.is_absolute() else "/".join(path.parts[-2:])
+@dataclass(frozen=True)
+class _TestSet:
+    """What a depth report was measured on; of a report that does not say, what its run was tested on."""
+
+    dataset: str | None
+    config: str | None
+    split: str | None
+
+    @classmethod
+    def of(cls, report: DepthReport, run: dict[str, Any]) -> "_TestSet":
+        if report.dataset is not None:
+            return cls(report.dataset, report.dataset_config, report.split)
+        data = run.get("data", {})
+        dataset = public_name(data["dataset"]) if "dataset" in data else None
+        return cls(dataset, data.get("dataset_config"), data.get("test_split"))
 
 
 def _eval_results(report: DepthReport, run: dict[str, Any], datasets: list[str], num_layers: int) -> list[EvalResult]:
-    data = run.get("data", {})
-    dataset = _public_name(data["dataset"]) if "dataset" in data else "unknown"
+    test, trained_on = _TestSet.of(report, run), run.get("data", {}).get("dataset")
+    name = test.dataset or "unknown"
+    own = trained_on is None or test.dataset in (None, public_name(trained_on))
     return [
         EvalResult(
             task_type="automatic-speech-recognition",
             task_name="Automatic Speech Recognition",
-            dataset_type=datasets[0] if len(datasets) == 1 else dataset,
-            dataset_name=dataset,
-            dataset_config=data.get("dataset_config"),
-            dataset_split=data.get("test_split"),
+            dataset_type=datasets[0] if own and len(datasets) == 1 else name,
+            dataset_name=name,
+            dataset_config=test.config,
+            dataset_split=test.split,
             metric_type=metric,
             metric_name=f"{metric.upper()} (%), {row.num_active_layers} of {num_layers} layers",
             metric_value=round(100 * getattr(row, metric), 2),
@@ -237,7 +253,7 @@ def _facts(data: ModelCardData, run: dict[str, Any]) -> str:
             ["language", listed(data.language)],
             ["licence of the model", listed(data.license)],
             ["base model", listed(base_model)],
-            ["training data", listed(data.datasets or (dataset and _public_name(dataset)))],
+            ["training data", listed(data.datasets or (dataset and public_name(dataset)))],
             ["licence of the training data", listed(data.dataset_license)],
         ],
     )
@@ -316,11 +332,9 @@ def _error_rates(
     reports = [report] if teacher_report is None else [teacher_report, report]
     parts = ["## Error rates at each depth", compare_markdown(reports).rstrip()]
     if plotted:
-        parts.append(f"![Word error rate against active encoder layers]({PLOT_FILE})")
-    data = run.get("data", {})
-    where = "an unknown test set"
-    if "dataset" in data:
-        where = f"the split `{data.get('test_split')}` of {_public_name(data['dataset'])}"
+        parts.append(f"![Word error rate at each depth]({PLOT_FILE})")
+    test = _TestSet.of(report, run)
+    where = f"the split `{test.split}` of {test.dataset}" if test.dataset else "an unknown test set"
     parts.append(
         f"Measured on {where}: {report.utterances} utterances, {report.words} words; greedy CTC decoding without a "
         f"language model, in {report.batch_policy}."
@@ -354,15 +368,15 @@ def _training(config: Any, run: dict[str, Any]) -> str:
         if model.get("train_teacher"):
             teacher = "trained first, on the same data"
             if model.get("teacher_start"):
-                teacher += f", from {_public_name(model['teacher_start'])}"
+                teacher += f", from {public_name(model['teacher_start'])}"
             if model.get("teacher_depth_sampling"):
                 teacher += f", with layers dropped ({model['teacher_depth_sampling']})"
-        teacher = "the weights under the adapters" if teacher == "base" else _public_name(teacher or "unknown")
+        teacher = "the weights under the adapters" if teacher == "base" else public_name(teacher or "unknown")
         rows.append(["teacher", teacher])
     if model.get("lora_r"):
         rows.append(["trained", f"LoRA adapters of rank {model['lora_r']}, merged into the weights"])
     if "dataset" in data:
-        rows.append(["data", f"split `{data.get('train_split')}` of {_public_name(data['dataset'])}"])
+        rows.append(["data", f"split `{data.get('train_split')}` of {public_name(data['dataset'])}"])
     names = ["depth_sampling", "ctc_weight", "kl_weight", "kl_weight_end", "kl_temperature", "kl_direction"]
     if training.get("depth_sampling") == "bernoulli":
         names.insert(1, "layerdrop")
@@ -392,7 +406,7 @@ def _method(model: dict[str, Any], training: dict[str, Any]) -> str:
 def _start(model: dict[str, Any]) -> str:
     if model.get("student") == "config":
         return "random weights"
-    return _public_name(model["student"]) if model.get("student") else "the teacher's weights"
+    return public_name(model["student"]) if model.get("student") else "the teacher's weights"
 
 
 def _limits(config: Any, report: DepthReport | None, teacher_report: DepthReport | None) -> str:

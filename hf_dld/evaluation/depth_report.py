@@ -68,6 +68,7 @@ class DepthReport:
         name: what tables and figures call the model.
         layer_selection: `"even"`, `"first"`, `"schedule"` or `"random"`.
         utterances, words, characters, audio_s: the size of the dataset.
+        dataset, dataset_config, split: what whoever evaluated calls it; None where it was not said.
         batch_policy: how utterances were batched for the error rates.
         confidence: of the intervals.
         conditions: device, threads, dtype, attention and versions.
@@ -84,6 +85,9 @@ class DepthReport:
     rows: list[DepthRow] = field(default_factory=list)
     characters: int | None = None
     audio_s: float | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    split: str | None = None
     confidence: float | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
     cost_audio_s: float | None = None
@@ -133,6 +137,13 @@ class DepthReport:
         if self.conditions:
             notes.append(", ".join(f"{name}: {value}" for name, value in self.conditions.items()))
         return notes
+
+    def is_of_the_dataset_of(self, other: "DepthReport") -> bool:
+        """Whether both were measured on the same speech, as far as they say."""
+        facts = ["utterances", "words", "characters"]
+        if None not in (self.dataset, other.dataset):
+            facts += ["dataset", "dataset_config", "split"]
+        return all(getattr(self, fact) == getattr(other, fact) for fact in facts)
 
     def row(self, num_active_layers: int) -> DepthRow:
         """The row of a depth; `ValueError` where the report has none."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,7 @@ def test_report_and_compare(report, checkpoint, tmp_path, capsys):
     for suffix in ("json", "csv", "md", "png", "svg", "errors.npz"):
         assert (checkpoint / f"depth_report.{suffix}").stat().st_size > 0
     first = hf_dld.DepthReport.from_json(checkpoint / "depth_report.json")
+    assert (first.dataset, first.dataset_config, first.split) == (Path(corpus).name, None, "test")
     assert first.name == "tiny" and first.utterances == 5 and [row.num_active_layers for row in first.rows] == [1, 4]
 
     output = tmp_path / "random"

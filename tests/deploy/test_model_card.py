@@ -108,7 +108,7 @@ Unknown: no depth report was made of this checkpoint\.
 \|(?: -+:? \|)+
 (?:\| \d \| [\d.]+ M \|(?: {CELL} \|)+
 ){{4}}(?:
-!\[Word error rate against active encoder layers\]\(depth_report\.png\)
+!\[Word error rate at each depth\]\(depth_report\.png\)
 )?
 Measured on (?:an unknown test set|the split `test` of [\w/-]+): \d+ utterances, \d+ words; greedy CTC decoding \
 without a language model, in {CELL}\.
@@ -246,6 +246,24 @@ def test_metadata(tmp_path):
     assert values["wer", 4].dataset_name == "beeps"
     text = str(make_model_card(folder))
     assert "word error rate is 2.5 points above its teacher's" in text and "| `layerdrop` | 0.5 |" in text
+
+
+def test_a_report_of_another_test_set(tmp_path):
+    """As `report` writes it over that of the run: called what it was measured on, and not set beside the teacher's."""
+    folder = save(tmp_path / "tiny", report=True, run=True, teacher=True)
+    report = DepthReport.from_json(folder / "depth_report.json")
+    report.dataset, report.split, report.utterances = "chimes", "validation", 99
+    report.to_json(folder / "depth_report.json")
+    card = make_model_card(folder, "me/tiny", **FACTS)
+    [found] = {(result.dataset_type, result.dataset_name, result.dataset_split) for result in card.data.eval_results}
+    assert found == ("chimes", "chimes", "validation")
+    assert "Measured on the split `validation` of chimes: 99 utterances" in str(card)
+    assert "teacher: WER" not in str(card) and "its teacher's" not in str(card)
+    report.dataset, report.split, report.utterances = "beeps", "test", 130  # that of the run
+    report.to_json(folder / "depth_report.json")
+    card = make_model_card(folder, "me/tiny", **FACTS)
+    assert card.data.eval_results[0].dataset_type == "them/beeps" and card.data.eval_results[0].dataset_name == "beeps"
+    assert "teacher: WER" in str(card)
 
 
 def test_the_same_folder_gives_the_same_card_and_facts_once_given_stay(tmp_path):

@@ -135,6 +135,7 @@ def test_end_to_end_and_again(run, corpus, tmp_path, cached, capsys):
     for name in ("depth_report.json", "depth_report.md", "depth_report.png", "teacher/model.safetensors", "README.md"):
         assert (output / name).stat().st_size > 0
     report = json.loads((output / "depth_report.json").read_text())
+    assert (report["dataset"], report["split"]) == (corpus.name, "test")
     assert report["utterances"] == 4, "broken, empty, missing and untranscribed utterances are left out"
     recognise = pipeline("automatic-speech-recognition", model=str(output), num_active_layers=2)
     assert isinstance(recognise(str(corpus / "test" / "0.flac"))["text"], str)
