@@ -95,7 +95,8 @@ def overview(everything: list[Finished]) -> list[str]:
                     continue
                 ratios = budget_ratios(done, method, start, "cpu_s", "posteriors")
                 times = [ratio - 1 for ratio in ratios if ratio is not None]
-                time = f"{100 * statistics.mean(times):+.1f}" if len(times) == len(ratios) > 0 else "not by every seed"
+                time = f"{100 * statistics.mean(times):+.1f}" if times else ""  # measured on different machines
+                time = "not by every seed" if len(times) < len(ratios) else time
                 means = [f"{100 * statistics.mean(change):+.1f}" for change in changes]
                 rows.append([done.experiment.title, STARTS[start], method, *means, time, str(len(changes[0]))])
     for above, row in reversed(list(pairwise(rows))):  # what a row shares with the one above is not repeated

@@ -45,7 +45,7 @@ def report(corpus, checkpoint, tmp_path):
     return run
 
 
-def test_report_and_compare(report, checkpoint, tmp_path, capsys):
+def test_report_and_compare(report, corpus, checkpoint, tmp_path, capsys):
     report("--depths", "1", "4")
     printed = capsys.readouterr().out
     assert "| active layers | which | parameters | GMAC | WER | CER | RTF |" in printed
