@@ -74,6 +74,11 @@ def trainer(folder: Path, teacher_options: dict, **options) -> None:
     )
 
 
+def stock_student(folder):
+    arguments = DLDTrainingArguments(str(folder), use_cpu=True)
+    DLDTrainer(model=make_stock("wavlm"), teacher=make_stock("wavlm"), args=arguments)
+
+
 def another_blank(folder):
     model = make_dynamic("wavlm", pad_token_id=3)
     arguments = CTCTrainingArguments(str(folder), use_cpu=True)
@@ -272,6 +277,12 @@ CASES: list[tuple[str, str, Callable[[Path], str | None], str]] = [
         LEFT_OUT,
         lambda folder: prepared(folder, "good.wav," + "abc" * 20),
         r"target longer than its frames +1 +FOLDER/good.wav",
+    ),
+    (
+        "a stock model as the student",
+        ERROR,
+        stock_student,
+        r"A WavLMForCTC cannot run with some of its layers; load the checkpoint with hf_dld.DLDWavLMForCTC or .*",
     ),
     (
         "a teacher with another vocabulary",

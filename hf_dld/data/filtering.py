@@ -222,7 +222,7 @@ def _measure(
         input_columns="audio",
         remove_columns="audio",
         features=_DECODED_FEATURES if decode_once else _AUDIO_FEATURES,
-        writer_batch_size=ROWS_IN_MEMORY if decode_once else None,
+        writer_batch_size=ROWS_IN_MEMORY if decode_once else 1000,
         num_proc=num_proc,
         desc="Reading audio",
     )
