@@ -348,7 +348,7 @@ def answer(attempt: Callable[[Path], str | None]) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             failed, text = False, attempt(Path(folder)) or ""
-        except (ValueError, OSError, CheckpointError) as error:
+        except (ValueError, TypeError, OSError, CheckpointError) as error:
             failed, text = True, str(error)
     return failed, re.sub(re.escape(folder), "FOLDER", text)
 
