@@ -440,7 +440,8 @@ def make_teacher(
     if model_args.teacher_depth_sampling is not None:
         trainer_class, arguments_class = hf_dld.DLDTrainer, hf_dld.DLDTrainingArguments
         sampling = {"depth_sampling": model_args.teacher_depth_sampling, "kl_weight": 0.0}
-        sampling |= {"layerdrop": args.layerdrop, "batch_norm": args.batch_norm}
+        names = ("layerdrop", "batch_norm", "batch_norm_freeze_at")
+        sampling |= {name: getattr(args, name) for name in names}
     options = {option.name: getattr(args, option.name) for option in fields(hf_dld.CTCTrainingArguments) if option.init}
     teacher_args = arguments_class(
         **{

@@ -381,7 +381,7 @@ def _training(config: Any, run: dict[str, Any]) -> str:
     if training.get("depth_sampling") == "bernoulli":
         names.insert(1, "layerdrop")
     if "conformer" in config.model_type:
-        names.append("batch_norm")
+        names += ["batch_norm", "batch_norm_freeze_at"]
     names.append("max_steps" if training.get("max_steps", -1) > 0 else "num_train_epochs")
     names += ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "per_device_train_batch_size"]
     names += ["gradient_accumulation_steps", "seed"]

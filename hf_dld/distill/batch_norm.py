@@ -5,13 +5,29 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 def has_statistics(model: nn.Module) -> bool:
     """Whether running statistics were ever gathered: a new layer's are means of 0 and variances of 1."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     return any(norm.running_mean.any() or (norm.running_var != 1).any() for norm in norms)
+
+
+class FreezeBatchNorm(TrainerCallback):
+    """Freezes a dynamic model's running statistics when a share of the steps is done.
+
+    What is left of the training is with the statistics that inference will use.
+    """
+
+    def __init__(self, share: float):
+        self.share = share
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if not model.base_model.batch_norm_frozen and state.global_step >= self.share * state.max_steps:
+            model.freeze_batch_norm()
 
 
 def norms_of(model: nn.Module) -> list[nn.BatchNorm1d]:

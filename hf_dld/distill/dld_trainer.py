@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput, logging
 from ..data.collator import on_model
 from ..models.depth import check_num_active_layers
 from ..models.modeling_dld import check_dynamic
-from .batch_norm import has_statistics
+from .batch_norm import FreezeBatchNorm, has_statistics
 from .ctc_trainer import CTCTrainer
 from .lora import adapters_off, check_base_teacher
 from .losses import ctc_loss, kl_loss, truncated_kl_loss
@@ -42,7 +42,8 @@ logger = logging.get_logger(__name__)
 
 CARD_TAGS = ("hf_dld", "dynamic-depth", "layer-dropping", "ctc")
 CARD_ARGUMENTS = (
-    "depth_sampling layerdrop ctc_weight kl_weight kl_weight_end kl_temperature kl_direction batch_norm".split()
+    "depth_sampling layerdrop ctc_weight kl_weight kl_weight_end kl_temperature kl_direction batch_norm "
+    "batch_norm_freeze_at".split()
 )
 
 
@@ -107,6 +108,8 @@ class DLDTrainer(CTCTrainer):
         if model is not None:
             model = self.prepare_student(model, args)
         super().__init__(model=model, args=args, **kwargs)
+        if hasattr(self.model, "freeze_batch_norm") and args.batch_norm_freeze_at < 1:
+            self.add_callback(FreezeBatchNorm(args.batch_norm_freeze_at))
         if self.teacher is not None:
             # whole on every device, where the student may be sharded; FSDP would leave it on the CPU
             self.teacher = self.accelerator.prepare_model(freeze(teacher), device_placement=True, evaluation_mode=True)
@@ -137,6 +140,11 @@ class DLDTrainer(CTCTrainer):
         if args.batch_norm is None:
             # means of 0 and variances of 1 normalise nothing, and a Conformer hardly learns so
             args.batch_norm = "frozen" if has_statistics(model) else "updated"
+        if args.batch_norm == "frozen" and args.batch_norm_freeze_at < 1:
+            raise ValueError(
+                f"batch_norm_freeze_at is {args.batch_norm_freeze_at}, but the statistics are frozen from the start: "
+                'choose batch_norm="updated" or leave it out.'
+            )
         if args.batch_norm == "frozen":
             model.freeze_batch_norm()
         elif isinstance(model, PeftModel):

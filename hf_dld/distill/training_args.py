@@ -167,6 +167,13 @@ class DLDTrainingArguments(LayerDropArguments, CTCTrainingArguments):
             "updated for a student that has no statistics yet, one from scratch."
         },
     )
+    batch_norm_freeze_at: float = field(
+        default=1.0,
+        metadata={
+            "help": "For updated and synchronized: the share of the steps after which the running statistics, as they "
+            "are by then, are frozen, above 0. Default: 1, never."
+        },
+    )
     eval_depths: list[int] | None = field(
         default=None,
         metadata={"help": "Numbers of active layers to evaluate (eval_wer_6, ...). Default: a third, two, all."},
@@ -177,6 +184,11 @@ class DLDTrainingArguments(LayerDropArguments, CTCTrainingArguments):
         check_choice("kl_direction", self.kl_direction, KL_DIRECTIONS)
         if self.batch_norm is not None:
             check_choice("batch_norm", self.batch_norm, BATCH_NORM_POLICIES)
+        if not 0 < self.batch_norm_freeze_at <= 1:
+            raise ValueError(
+                f"batch_norm_freeze_at must be above 0 and at most 1, a share of the steps; got "
+                f"{self.batch_norm_freeze_at}."
+            )
         check_choice("teacher_cache_dtype", self.teacher_cache_dtype, CACHE_DTYPES)
         for name in ("ctc_weight", "kl_weight", "kl_weight_end"):
             weight = getattr(self, name)

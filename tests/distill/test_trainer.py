@@ -375,6 +375,49 @@ def test_batch_norm_policies(tmp_path, processor, dataset, policy):
     assert any(name.endswith("batch_norm.weight") for name in moved)
 
 
+def test_statistics_that_are_frozen_halfway(tmp_path, processor, dataset):
+    """The same after resuming, on either side of the half."""
+
+    def statistics(trainer):
+        return {name: tensor for name, tensor in weights(trainer).items() if "running" in name}
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            seen.append(statistics(trainer))
+
+    options = {"batch_norm": "updated", "batch_norm_freeze_at": 0.5, "max_steps": 4}
+    options |= {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 3}
+    trainer, seen = make_trainer(tmp_path, processor, dataset, "conformer-relative", **options), []
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert not torch.equal(*(next(iter(kept.values())) for kept in seen[:2]))
+    assert_same(seen[1], seen[2])
+    assert_same(seen[1], seen[3])
+    whole = weights(trainer)
+    for step in (1, 3):
+        trainer = make_trainer(tmp_path, processor, dataset, "conformer-relative", **options)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+        assert_same(whole, weights(trainer))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"batch_norm_freeze_at": 0.0},
+            "batch_norm_freeze_at must be above 0 and at most 1, a share of the steps; got 0",
+        ),
+        (
+            {"batch_norm_freeze_at": 0.5},
+            "batch_norm_freeze_at is 0.5, but the statistics are frozen from the start: ch",
+        ),
+    ],
+)
+def test_impossible_times_to_freeze_statistics(tmp_path, processor, dataset, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, processor, dataset, "conformer-relative", **options)
+
+
 def test_a_student_without_statistics_gathers_them(tmp_path, processor, dataset):
     """Those of a new model, means of 0 and variances of 1, normalise nothing when they are frozen."""
     config = make_dynamic("conformer-relative").config
