@@ -96,8 +96,9 @@ def evaluate_depths(
     ):
         if value < least:
             raise ValueError(f"{argument}={value!r} must be at least {least}")
-    if isinstance(dataset, datasets.Dataset) and not any(map(len, dataset["labels"])):
-        raise _nothing_to_compare(len(dataset))
+    if isinstance(dataset, datasets.Dataset):  # others cannot be looked at beforehand
+        if not any(labels is not None and len(labels) for labels in dataset["labels"]):
+            raise _nothing_to_compare(len(dataset))
     layer_sets = {depth: choose_layer_sets(model.config, depth, selection, draws, seed) for depth in depths}
     was_training = model.training
     model.eval()
