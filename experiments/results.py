@@ -288,7 +288,7 @@ def draw(done: Finished, path: Path) -> bool:
     starts = [start for start in STARTS if any(done.of(method, start) for method in done.experiment.shown)]
     if not starts:
         return False
-    figure = Figure(figsize=(5.2 * len(starts), 4.4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(starts), 4.8), layout="constrained")
     axes = figure.subplots(1, len(starts), sharey=True, squeeze=False)
     for axis, start in zip(axes[0], starts, strict=True):
         tuned = bool(done.of(done.experiment.reference + OWN_RATE, start))
@@ -314,7 +314,10 @@ def draw(done: Finished, path: Path) -> bool:
     axes[0][0].set_ylim(0, min(axes[0][0].get_ylim()[1], 105))  # beyond there are more errors than words
     lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
     shown = [label for name in done.experiment.shown for label in (name, name + COMMON_RATE) if label in lines]
-    axes[0][-1].legend([lines[method] for method in shown], shown, frameon=False, fontsize=8)
+    # below the panels: within one it would lie on curves
+    columns = 3 if len(starts) > 1 else 2
+    handles = [lines[method] for method in shown]
+    figure.legend(handles, shown, frameon=False, fontsize=8, loc="outside lower center", ncols=columns)
     figure.savefig(path.with_suffix(".png"), dpi=150)
     with matplotlib.rc_context({"svg.hashsalt": path.name}):  # the same figure is the same file
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
