@@ -320,7 +320,7 @@ class Bench:
         if arguments.get("learning_rate") == "own":
             arguments["learning_rate"] = self.own_learning_rate(run, arguments)
         for name in teachers_of(run):
-            self.teacher_folder(name)
+            self.teacher_folder(name)  # trained first: that draws random numbers
         set_seed(run.seed)
         model, stopwatch = self.make_student(run), Stopwatch()
         if kind != "cut":

@@ -35,7 +35,7 @@ def lora_config(
         modules_to_save: modules that are trained whole and saved with the adapters, such as a new `"lm_head"`.
 
     Raises:
-        TypeError: a model that is no dynamic one with a CTC head, whose attention's projections are not known.
+        TypeError: a model that is no dynamic one, whose attention's projections are not known.
         ValueError: a number out of its range, or a target that the model lacks.
     """
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
@@ -46,7 +46,7 @@ def lora_config(
     if not 0 <= lora_dropout < 1:
         raise ValueError(f"lora_dropout must be at least 0 and below 1; got {lora_dropout}.")
     if target_modules is None:
-        check_dynamic(model)
+        check_dynamic(model, with_head=False)
         target_modules = ATTENTION_PROJECTIONS[model.config.model_type]
     check_target_modules(model, target_modules)
     return LoraConfig(

@@ -138,9 +138,10 @@ def _mean_divergence(
     """The KL of log-probabilities (batch, frames, events), meaned over the frames that are not padding: (batch,)."""
     if direction not in KL_DIRECTIONS:
         raise ValueError(f"kl_direction must be one of {KL_DIRECTIONS}; got {direction!r}.")
-    # a token that the teacher rules out has probability 0, and weighs nothing; 0 times infinity would be no number
-    finite = teacher.clamp(min=torch.finfo(teacher.dtype).min)
-    target, approximation = (finite, student) if direction == "forward" else (student, teacher)
+    target, approximation = (teacher, student) if direction == "forward" else (student, teacher)
+    if target is teacher:
+        # a token that the teacher rules out has probability 0, and weighs nothing; 0 times infinity would be no number
+        target = teacher.clamp(min=torch.finfo(teacher.dtype).min)
     divergence = F.kl_div(approximation, target, log_target=True, reduction="none").sum(-1)
     mask = frame_mask(frame_lengths, student.shape[1])
     # masked_fill and not a product: whatever stands in padding, even nan, must not leak into the value

@@ -276,11 +276,11 @@ class DynamicDepthModelMixin:
         return f"active layers: {layers} ({self.num_active_layers} of {self.config.num_hidden_layers})"
 
 
-def check_dynamic(model: Any) -> None:
-    """Raise `TypeError` unless the model is a dynamic one with a CTC head, or a `PeftModel` around one."""
+def check_dynamic(model: Any, with_head: bool = True) -> None:
+    """Raise `TypeError` unless the model is a dynamic one, by default with a CTC head, or a `PeftModel` around one."""
     if not hasattr(model, "before_layers"):
         problem = "cannot run with some of its layers"
-    elif not hasattr(model, "lm_head"):
+    elif with_head and not hasattr(model, "lm_head"):
         problem = "has no CTC head"
     else:
         return

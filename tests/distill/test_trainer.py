@@ -743,6 +743,7 @@ def test_a_stock_student_is_refused(tmp_path, processor, dataset, variant):
     ):
         with pytest.raises(TypeError, match=message):
             refuses()
+    assert lora_config(make_dynamic(variant).base_model).target_modules, "an encoder alone can be adapted"
     with pytest.raises(TypeError, match="A DLD.*Model has no CTC head; load the checkpoint with hf_dld.DLDWavLMForCTC"):
         make_trainer(tmp_path, processor, dataset, model=make_dynamic(variant).base_model)
 
